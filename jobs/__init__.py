@@ -1,0 +1,1 @@
+"""When assets are made: jobs and schedules."""
