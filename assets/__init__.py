@@ -1,1 +1,11 @@
-"""Stages of a language model as Dagster assets, one file an asset, in the order the data flows."""
+"""The stages of a language model as Dagster assets, one file an asset, in the order in which the data flows."""
+
+from assets.base_model import base_model
+from assets.cleaned_corpus import cleaned_corpus
+from assets.eval_reports import eval_reports
+from assets.raw_crawl import raw_crawl
+from assets.rl_model import rl_model
+from assets.sft_model import sft_model
+from assets.tokenizer import tokenizer
+
+STAGES = (raw_crawl, cleaned_corpus, tokenizer, base_model, sft_model, rl_model, eval_reports)

@@ -1,0 +1,59 @@
+"""The documents worth training on, and what became of every other record."""
+
+from __future__ import annotations
+
+from assets.stage import Evidence, StageRun, stage
+
+
+@stage(
+    group="corpus",
+    kinds={"parquet"},
+    checks={
+        "nothing_vanishes": "Records in the crawl = kept + dropped + failed in the ledger.",
+        "not_empty": "At least one document was kept.",
+        "no_personal_data": "No e-mail address and no public IP address is left in a document.",
+    },
+)
+def cleaned_corpus(run: StageRun) -> Evidence:
+    """URL filter, text extraction, language, quality rules, duplicates, personal data: in that order.
+
+    `documents/` holds what was kept, `ledger/` one row for every record with the rule that decided it.
+    """
+    from corpus.clean import CleanConfig, clean_crawl
+    from corpus.crawl import read_manifest
+    from corpus.ledger import check_conservation
+    from corpus.pii import scan_documents
+    from corpus.report import funnel_markdown, plot_funnel, truth_markdown
+
+    (crawl,) = run.inputs["raw_crawl"]
+    files = read_manifest(crawl)
+    truth = crawl / "truth.parquet"
+    stats = clean_crawl(
+        [(f.file, f.path(run.root, crawl)) for f in files],
+        run.out,
+        run.work / "units",
+        CleanConfig(**run.params),
+        crawl=run.partition,
+        truth=truth if truth.exists() else None,
+    )
+    counts = check_conservation(run.out)
+    leaks = scan_documents(run.out / "documents")
+    tables = {"funnel": funnel_markdown(stats)}
+    if stats.truth:
+        tables["against the planted truth"] = truth_markdown(stats)
+    return Evidence(
+        numbers={**counts, "words": stats.words, "bytes": stats.bytes},
+        plot=plot_funnel(stats),
+        tables=tables,
+        checks={
+            "nothing_vanishes": counts["records"] == counts["kept"] + counts["dropped"] + counts["failed"],
+            "not_empty": counts["kept"] > 0,
+            "no_personal_data": not leaks,
+        },
+        check_notes={
+            "nothing_vanishes": ", ".join(f"{name} {n:,}" for name, n in counts.items()),
+            "not_empty": f"{counts['kept']:,} documents",
+            "no_personal_data": f"{len(leaks):,} documents with personal data left"
+            + "".join(f"; {leak}" for leak in leaks[:3]),
+        },
+    )

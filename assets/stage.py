@@ -1,0 +1,356 @@
+"""What every asset has in common: from a stage of dvc.yaml to a Dagster asset and back to a recorded version.
+
+An asset file says only what its stage does. Around it, always in this order: take the stage's lock; re-use the
+version if inputs, code and parameters are as recorded; make the new version in a work folder; check it; publish it
+by rename; let DVC commit it; write its provenance; tell Dagster and MLflow. A step killed anywhere in between leaves
+the old version or the new one, and a re-run ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+OWNER = "team:stemma"
+
+
+@dataclass
+class Evidence:
+    """What a stage shows for itself: numbers, one plot (PNG bytes), Markdown tables by title, checks by name."""
+
+    numbers: dict[str, Any] = field(default_factory=dict)
+    plot: bytes | None = None
+    tables: dict[str, str] = field(default_factory=dict)
+    checks: dict[str, bool] = field(default_factory=dict)
+    check_notes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """What a stage's body is handed: its settings, its inputs, a folder to fill and a folder to resume from."""
+
+    name: str
+    partition: str | None
+    params: dict[str, Any]
+    inputs: dict[str, list[Path]]  # upstream asset -> its folders, one a partition
+    out: Path  # to be filled; does not exist yet
+    work: Path  # survives a crash; the same inputs find it again
+    root: Path
+    context: dg.AssetExecutionContext
+    launcher: Any
+    tracked: Any  # the MLflow run (resources.tracking.TrackedRun), or None
+
+    def launch(self, module: str, out: Path | None = None, **more: Any) -> dict[str, Any]:
+        """Run `python -m module` on this stage's settings and inputs as a supervised process; return its result."""
+        config = {
+            "params": self.params,
+            "inputs": {name: [str(p) for p in paths] for name, paths in self.inputs.items()},
+            "out": str(out or self.out),
+            "work": str(self.work / module.rpartition(".")[2]),
+            "metrics": str(self.tracked.metrics_path) if self.tracked else None,
+            **more,
+        }
+        return self.launcher.run(self.context, module, config, self.work / module.rpartition(".")[2])
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage's body and how it shows in the UI. What it depends on stands in dvc.yaml and nowhere else."""
+
+    body: Callable[[StageRun], Evidence]
+    group: str
+    kinds: frozenset[str]
+    checks: Mapping[str, str]  # blocking checks: name -> what it means
+    tracked: bool  # has an MLflow run
+    registered: bool  # is a model in MLflow's registry
+    pool: str | None
+
+    @property
+    def name(self) -> str:
+        return self.body.__name__
+
+
+def stage(
+    *,
+    group: str,
+    kinds: set[str],
+    checks: Mapping[str, str] | None = None,
+    tracked: bool = False,
+    registered: bool = False,
+    pool: str | None = None,
+) -> Callable[[Callable[[StageRun], Evidence]], Stage]:
+    """Mark a function as the body of the stage of the same name in dvc.yaml."""
+    return lambda body: Stage(body, group, frozenset(kinds), checks or {}, tracked, registered, pool)
+
+
+class RebuildConfig(dg.Config):
+    """Launchpad settings. Everything else is a knob in params.yaml, so that dvc.lock tells the whole truth."""
+
+    force: bool = False
+
+
+def as_asset(stage: Stage, ledger: Any, partitions: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+    """Build the Dagster asset of a stage: dependencies, code version and description come from dvc.yaml."""
+    declared = [s for s in ledger.stages().values() if s.asset == stage.name]
+    if not declared:
+        raise ValueError(
+            f"dvc.yaml: no stage '{stage.name}', though assets/{stage.name}.py has its body. Declare it."
+        )
+    partitioned = declared[0].partition is not None
+    upstream = sorted({asset_of(path) for s in declared for path in s.data_deps})
+    code = stage.body.__code__
+
+    @dg.asset(
+        name=stage.name,
+        deps=upstream,
+        group_name=stage.group,
+        kinds={*stage.kinds, "dvc"},
+        owners=[OWNER],
+        description=f"{declared[0].desc}\n\n{_paragraphs(stage.body.__doc__)}",
+        code_version=ledger.code_version(stage.name),
+        partitions_def=partitions if partitioned else None,
+        check_specs=[
+            dg.AssetCheckSpec(name, asset=stage.name, description=meaning, blocking=True)
+            for name, meaning in stage.checks.items()
+        ],
+        output_required=False,
+        pool=stage.pool or stage.name,
+        required_resource_keys={"workspace", "ledger", "tracker", "launcher"},
+        metadata={
+            **dg.CodeReferencesMetadataSet(
+                code_references=dg.CodeReferencesMetadataValue(
+                    code_references=[
+                        dg.LocalFileCodeReference(code.co_filename, code.co_firstlineno, "the stage's body"),
+                        dg.LocalFileCodeReference(str(ledger.root / "dvc.yaml"), 1, "its declaration"),
+                    ]
+                )
+            )
+        },
+    )
+    def compute(context: dg.AssetExecutionContext, config: RebuildConfig):
+        name = f"{stage.name}@{context.partition_key}" if partitioned else stage.name
+        yield from _materialize(context, stage, name, force=config.force)
+
+    return compute
+
+
+def asset_of(path: str) -> str:
+    """Return the asset whose folder a path is: 'data/cleaned_corpus/sample' -> 'cleaned_corpus'."""
+    return Path(path).parts[1]
+
+
+def _materialize(context: dg.AssetExecutionContext, stage: Stage, name: str, force: bool) -> Iterator[Any]:
+    resources = context.resources
+    workspace, ledger = resources.workspace, resources.ledger
+    declared = ledger.stages()[name]
+    with workspace.lock(name):
+        reasons = ledger.changes(name)
+        if not reasons and not force and not ledger.inside_repro():
+            yield from _reuse(context, stage, ledger.recorded(name))
+            return
+        context.log.info("Making %s: %s", name, "; ".join(reasons) or "asked for")
+        inputs = _verified_inputs(ledger, declared)
+        key = _work_key(ledger, declared)
+        work = workspace.work_path(name, key)
+        out = work / "out"
+        if out.exists():
+            shutil.rmtree(out)
+        work.mkdir(parents=True, exist_ok=True)
+        started = time.time()
+        with _tracked_run(resources.tracker, stage, declared, inputs, ledger, context) as tracked:
+            evidence = stage.body(
+                StageRun(
+                    name=stage.name,
+                    partition=declared.partition,
+                    params=workspace.stage_params(declared),
+                    inputs={a: [ledger.root / s.out for s in ss] for a, ss in inputs.items()},
+                    out=out,
+                    work=work,
+                    root=ledger.root,
+                    context=context,
+                    launcher=resources.launcher,
+                    tracked=tracked,
+                )
+            )
+            yield from _checked(stage, name, evidence)
+            workspace.publish(out, ledger.root / declared.out)
+            version = ledger.commit(name)
+            if tracked:
+                _record_in_mlflow(tracked, stage, ledger.root / declared.out, version, evidence)
+        _write_provenance(context, ledger, declared, inputs, version, started, tracked)
+        workspace.discard_work(name)
+        yield dg.MaterializeResult(
+            asset_key=stage.name,
+            data_version=dg.DataVersion(version),
+            metadata=_metadata(evidence, declared.out, version, time.time() - started, tracked),
+        )
+
+
+def _verified_inputs(ledger: Any, declared: Any) -> dict[str, list[Any]]:
+    """Return the stages that this one reads, by asset, each seen to be on disk as dvc.lock records it."""
+    ledger.refuse_undeclared()
+    inputs: dict[str, list[Any]] = {}
+    for path in declared.data_deps:
+        for upstream in ledger.stages().values():
+            if upstream.out == path or upstream.out.startswith(f"{path}/"):
+                inputs.setdefault(upstream.asset, []).append(upstream)
+    for upstream in (u for us in inputs.values() for u in us):
+        if not (ledger.root / upstream.out).exists():
+            raise dg.Failure(
+                f"{declared.name} needs {upstream.out}, which is not there. Make it first: stemma materialize {upstream.name}"
+            )
+        found, recorded = ledger.hash_out(upstream.name), ledger.recorded(upstream.name)
+        if found != recorded and not ledger.inside_repro():
+            raise dg.Failure(
+                f"{upstream.out} is not the version that dvc.lock records ({found} on disk, {recorded} recorded), so "
+                f"{declared.name} would be grown from something nobody can name. Get it back with 'dvc checkout "
+                f"{upstream.name}' or make it anew with 'stemma materialize {upstream.name} --force'."
+            )
+    return inputs
+
+
+def _work_key(ledger: Any, declared: Any) -> str:
+    """Name the work folder by everything that decides the result, so that a re-run of the same resumes it."""
+    decides = [ledger.code_version(declared.asset), declared.name, declared.param_values]
+    decides += [ledger.recorded(u) for u in ledger.upstream(declared.name)]
+    return hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _tracked_run(
+    tracker: Any, stage: Stage, declared: Any, inputs: dict[str, list[Any]], ledger: Any, context: Any
+):
+    if not stage.tracked:
+        return nullcontext()
+    datasets = [(u.name, ledger.recorded(u.name), u.out) for upstreams in inputs.values() for u in upstreams]
+    return tracker.start(
+        experiment=stage.name,
+        name=f"{stage.name} {context.run_id[:8]}",
+        params=_flat(declared.param_values),
+        tags={
+            "stemma.asset": declared.name,
+            "stemma.code_version": ledger.code_version(stage.name),
+            "dagster.run_id": context.run_id,
+            "git.commit": ledger.git_commit(),
+        },
+        datasets=datasets,
+    )
+
+
+def _record_in_mlflow(tracked: Any, stage: Stage, out: Path, version: str, evidence: Evidence) -> None:
+    tracked.set_tags({"stemma.data_version": version})
+    tracked.log_metrics({k: v for k, v in evidence.numbers.items() if isinstance(v, int | float)})
+    for path in sorted(out.glob("*.md")) + sorted(out.glob("*.jsonl")) + sorted(out.glob("plots/*.png")):
+        tracked.log_artifact(path)
+    if stage.registered:
+        tracked.register_model(stage.name, out, alias="candidate", tags={"stemma.data_version": version})
+
+
+def _checked(stage: Stage, name: str, evidence: Evidence) -> Iterator[dg.AssetCheckResult]:
+    """Yield the blocking checks' results; a version that fails one is never published."""
+    for check in stage.checks:
+        yield dg.AssetCheckResult(
+            asset_key=stage.name,
+            check_name=check,
+            passed=evidence.checks[check],
+            metadata={"found": evidence.check_notes[check]} if check in evidence.check_notes else {},
+        )
+    failed = [check for check in stage.checks if not evidence.checks[check]]
+    if failed:
+        notes = "; ".join(f"{c}: {evidence.check_notes.get(c, stage.checks[c])}" for c in failed)
+        raise dg.Failure(
+            f"{name}: not published, because a check failed ({notes}). The version before stands."
+        )
+
+
+def _reuse(context: dg.AssetExecutionContext, stage: Stage, version: str) -> Iterator[Any]:
+    """Say that the recorded version still is the answer: inputs, code and parameters have not changed."""
+    context.log.info("Unchanged: version %s is used again. Set 'force' to make it anew.", version)
+    for check in stage.checks:  # they passed when this version was made, or it would not have been published
+        yield dg.AssetCheckResult(
+            asset_key=stage.name,
+            check_name=check,
+            passed=True,
+            metadata={"found": f"as for version {version}"},
+        )
+    yield dg.MaterializeResult(
+        asset_key=stage.name,
+        data_version=dg.DataVersion(version),
+        metadata={**_metadata_of(context, stage.name, version), "reused": True},
+    )
+
+
+def _metadata_of(context: dg.AssetExecutionContext, asset: str, version: str) -> dict[str, Any]:
+    """Return the metadata with which Dagster recorded this version before, or none."""
+    partition = context.partition_key if context.has_partition_key else None
+    records = context.instance.fetch_materializations(
+        dg.AssetRecordsFilter(
+            asset_key=dg.AssetKey(asset), asset_partitions=[partition] if partition else None
+        ),
+        limit=20,
+    ).records
+    for record in records:
+        event = record.asset_materialization
+        if event and (event.tags or {}).get("dagster/data_version") == version:
+            return dict(event.metadata)
+    return {}
+
+
+def _write_provenance(
+    context: Any,
+    ledger: Any,
+    declared: Any,
+    inputs: dict[str, list[Any]],
+    version: str,
+    started: float,
+    tracked: Any,
+) -> None:
+    from lineage.provenance import write_statement
+
+    write_statement(
+        ledger.root,
+        stage=declared,
+        version=version,
+        upstream={u.name: ledger.recorded(u.name) for us in inputs.values() for u in us},
+        dagster_run=context.run_id,
+        mlflow_run=(tracked.run_id or tracked.key) if tracked else None,
+        started=started,
+        finished=time.time(),
+    )
+
+
+def _metadata(evidence: Evidence, out: str, version: str, seconds: float, tracked: Any) -> dict[str, Any]:
+    shown: dict[str, Any] = dict(evidence.numbers)
+    if evidence.plot:
+        picture = base64.b64encode(evidence.plot).decode()
+        shown["plot"] = dg.MetadataValue.md(f"![plot](data:image/png;base64,{picture})")
+    shown |= {title: dg.MetadataValue.md(table) for title, table in evidence.tables.items()}
+    shown |= {"folder": dg.MetadataValue.path(out), "dvc_md5": version, "seconds": round(seconds, 1)}
+    if tracked and tracked.run_id:
+        shown["mlflow_run"] = tracked.run_id
+    return shown
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Flatten nested settings to dotted names: {'a': {'b': 1}} -> {'a.b': 1}."""
+    if not isinstance(values, Mapping):
+        return {prefix: values}
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}.{name}" if prefix else str(name))
+    return flat
+
+
+def _paragraphs(doc: str | None) -> str:
+    import inspect
+
+    return inspect.cleandoc(doc or "")

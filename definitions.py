@@ -1,0 +1,40 @@
+"""The front door: Dagster's code location. Gathers the rooms and does nothing else."""
+
+from pathlib import Path
+
+import dagster as dg
+
+from assets import STAGES
+from assets.stage import as_asset
+from jobs.partitions import crawl_partitions
+from jobs.retrain import refresh_corpus, retrain, weekly_retrain
+from resources.dvc_ledger import DvcLedger
+from resources.launch import TrainingLauncher
+from resources.tracking import MlflowTracker
+from resources.workspace import Workspace
+
+ROOT = Path(__file__).resolve().parent
+
+
+def define(root: Path = ROOT) -> dg.Definitions:
+    """Build everything from the dvc.yaml and params.yaml of a project folder."""
+    workspace, ledger = Workspace(root), DvcLedger(root)
+    crawls = crawl_partitions(workspace.section("crawls"))
+    job = retrain()
+    return dg.Definitions(
+        assets=[as_asset(stage, ledger, crawls) for stage in STAGES],
+        jobs=[refresh_corpus(crawls), job],
+        schedules=[weekly_retrain(job)],
+        resources={
+            "workspace": workspace,
+            "ledger": ledger,
+            "tracker": MlflowTracker(root=str(root)),
+            "launcher": TrainingLauncher(root=str(root)),
+        },
+        executor=dg.multiprocess_executor.configured(
+            {"start_method": {"forkserver": {"preload_modules": ["definitions"]}}, "max_concurrent": 2}
+        ),
+    )
+
+
+defs = define()

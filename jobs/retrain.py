@@ -1,0 +1,43 @@
+"""When the chain runs by itself: a job for the corpus, a job for everything grown from it, a weekly schedule.
+
+A stage whose inputs, code and parameters have not changed re-uses its version, so an idle week costs seconds.
+"""
+
+from __future__ import annotations
+
+import dagster as dg
+
+CORPUS = ("raw_crawl", "cleaned_corpus")
+MODELS = ("tokenizer", "base_model", "sft_model", "rl_model", "eval_reports")
+
+
+def refresh_corpus(partitions: dg.PartitionsDefinition) -> dg.UnresolvedAssetJobDefinition:
+    """The job that fetches and cleans one crawl."""
+    return dg.define_asset_job(
+        "refresh_corpus",
+        selection=list(CORPUS),
+        partitions_def=partitions,
+        description="Fetch one crawl and clean it. Choose the crawl as the partition.",
+    )
+
+
+def retrain() -> dg.UnresolvedAssetJobDefinition:
+    """The job that grows every model anew from the corpus as it stands."""
+    return dg.define_asset_job(
+        "retrain",
+        selection=list(MODELS),
+        description="Tokenizer, base, SFT and RL model, and their reports, from the corpus as it stands. "
+        "Stages whose inputs have not changed re-use their versions.",
+    )
+
+
+def weekly_retrain(job: dg.UnresolvedAssetJobDefinition) -> dg.ScheduleDefinition:
+    """Retrain in the night to Monday, 03:00 UTC, while the UI's daemon is up."""
+    return dg.ScheduleDefinition(
+        name="weekly_retrain",
+        job=job,
+        cron_schedule="0 3 * * 1",
+        execution_timezone="UTC",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Retrains on the newest corpus once a week; costs seconds when nothing changed.",
+    )

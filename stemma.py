@@ -1,0 +1,353 @@
+"""The other door: the command line. Every command is a thin word for what a room does."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+ROOT = Path(__file__).resolve().parent
+FAILED, DISAGREES, NOT_FOUND = 1, 2, 3  # exit codes beside 0
+
+app = typer.Typer(
+    name="stemma",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Grow a language model from web pages to an assistant, and prove where every part of it came from.\n\n"
+    "Exit codes: 0 well; 1 failed; 2 something disagrees (audit) or is out of date (status --check); "
+    "3 not found (why).",
+)
+say = Console(stderr=True, highlight=False)  # what people read
+out = Console(highlight=False)  # what a program may read
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of tables.")]
+Stages = Annotated[
+    list[str] | None, typer.Argument(help="Assets, or one partition of one: cleaned_corpus@sample.")
+]
+
+
+@app.command()
+def demo() -> None:
+    """Grow the demo's model, web pages to assistant, and print its numbers and its family tree.
+
+    About ten minutes on two cores the first time; seconds when nothing has changed.
+    """
+    import definitions
+    from jobs.run import materialize
+
+    with _plain_errors():
+        made = materialize(definitions.defs, ROOT, None)
+        if not made:
+            say.print("[bold]Nothing to do:[/] every stage is up to date.\n")
+        _show_demo()
+
+
+@app.command()
+def materialize(
+    stages: Stages = None,
+    crawl: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Add or change a crawl: NAME=GLOB of WARC, ARC or WET files (local or fsspec URL)."
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Lay params/NAME.yaml over params.yaml before starting.")
+    ] = None,
+    only: Annotated[bool, typer.Option("--only", help="Just these, not what they are made from.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Make them anew even if nothing changed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make assets, and whatever they are made from that is out of date. Without names: everything.
+
+    Runs through Dagster, so the UI shows it; DVC records the versions in dvc.lock.
+    """
+    import definitions
+    from jobs.run import materialize as run
+    from resources.workspace import Workspace
+
+    with _plain_errors():
+        workspace = Workspace(ROOT)
+        if preset:
+            for line in workspace.apply_preset(preset):
+                say.print(f"params.yaml  {line}")
+        for word in crawl or []:
+            name, _, glob = word.partition("=")
+            if not glob:
+                raise typer.BadParameter(f"--crawl {word}: write NAME=GLOB, as in news='warcs/*.warc.gz'")
+            workspace.set_crawl(name, {"source": "warc", "paths": glob})
+        made = run(definitions.defs, ROOT, stages, only=only, force=force)
+        if as_json:
+            print(json.dumps(made))
+        elif not made:
+            say.print("Nothing to do: up to date.")
+
+
+@app.command()
+def status(
+    as_json: Json = False,
+    check: Annotated[bool, typer.Option("--check", help="Exit with 2 if anything is out of date.")] = False,
+) -> None:
+    """Every asset's version, whether it is up to date and why not, and its key numbers."""
+    import definitions
+    from jobs.run import status_rows
+
+    with _plain_errors():
+        rows = status_rows(definitions.defs, ROOT)
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    else:
+        out.print(_status_table(rows))
+    if check and any(row["state"] != "current" for row in rows):
+        raise typer.Exit(DISAGREES)
+
+
+@app.command()
+def up(
+    port: Annotated[int, typer.Option(help="Port of the Dagster UI.")] = 3000,
+    mlflow_port: Annotated[int, typer.Option(help="Port of the MLflow UI.")] = 5000,
+) -> None:
+    """Start the Dagster UI with its schedules, and the MLflow UI, on 127.0.0.1. Ctrl-C stops all of it."""
+    from resources.dagster_home import dagster_home
+    from resources.services import run_services
+
+    with _plain_errors():
+        dagster_home(ROOT)
+        run_services(ROOT, dagster_port=port, mlflow_port=mlflow_port)
+
+
+@app.command()
+def clean(
+    files: Annotated[list[str], typer.Argument(metavar="WARC…", help="WARC, ARC or WET files, or globs.")],
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for documents/, ledger/ and stats.json.")],
+    languages: Annotated[str, typer.Option(help="Languages to keep, by comma; empty keeps all.")] = "en",
+    workers: Annotated[int | None, typer.Option(help="Processes (default: one a core).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Clean crawl files into text, by themselves: no Dagster, no DVC, just files in and files out."""
+    from corpus.clean import CleanConfig, clean_crawl
+    from corpus.crawl import expand_paths
+    from corpus.report import print_funnel
+
+    with _plain_errors():
+        if out_dir.exists() and any(out_dir.iterdir()):
+            raise ValueError(f"{out_dir} is not empty. Name a new folder, so that nothing is overwritten.")
+        pairs = expand_paths(files)
+        config = CleanConfig(languages=[word for word in languages.split(",") if word])
+        stats = clean_crawl(
+            pairs,
+            out_dir,
+            out_dir.parent / f".{out_dir.name}.work",
+            config,
+            crawl=out_dir.name,
+            workers=workers,
+        )
+    if as_json:
+        print((out_dir / "stats.json").read_text())
+    else:
+        print_funnel(stats, out)
+        out.print(f"\ndocuments, ledger and numbers: {out_dir}")
+
+
+@app.command()
+def chat(
+    model: Annotated[
+        str, typer.Argument(help="rl_model, sft_model, base_model, or a model folder.")
+    ] = "rl_model",
+    prompt: Annotated[str | None, typer.Option(help="Ask this once and print the answer.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 answers greedily.")] = 0.0,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 128,
+) -> None:
+    """Talk with a model of the chain. An empty line or Ctrl-D ends it."""
+    from model.chat import Conversation
+
+    with _plain_errors():
+        folder = Path(model) if Path(model).is_dir() else ROOT / "data" / model
+        if not (folder / "config.json").exists():
+            raise ValueError(f"{folder} holds no model. Make it first: stemma materialize {model}")
+        conversation = Conversation.load(folder, temperature=temperature, max_new_tokens=max_tokens)
+    if prompt is not None:
+        print(conversation.ask(prompt))
+        return
+    say.print(f"[dim]{folder.name}: a small model that knows little. It forgets nothing until you leave.[/]")
+    while True:
+        try:
+            question = input("you    > ").strip()
+        except (EOFError, KeyboardInterrupt):
+            break
+        if not question:
+            break
+        print(f"{folder.name.split('_')[0]:<6} > {conversation.ask(question)}")
+
+
+@app.command()
+def audit(
+    asset: Annotated[
+        str, typer.Argument(help="Where to start; everything it came from is checked.")
+    ] = "eval_reports",
+    as_json: Json = False,
+) -> None:
+    """Re-hash an asset and all that it came from, down to the WARC files, and compare the three ledgers.
+
+    Believes nothing: every byte is read again. Exits with 2 and names the file if anything disagrees.
+    """
+    from lineage.audit import audit as check
+    from lineage.audit import print_tree
+
+    with _plain_errors():
+        report = check(ROOT, asset, find_runs=_tracker().find_runs)
+    if as_json:
+        print(report.to_json())
+    else:
+        print_tree(report, out)
+    if not report.agrees:
+        raise typer.Exit(DISAGREES)
+
+
+@app.command()
+def why(
+    url: Annotated[str, typer.Argument(help="The page's URL, as it was crawled.")],
+    as_json: Json = False,
+) -> None:
+    """Say what became of a page: kept, dropped or failed, by which rule, with which value."""
+    from lineage.why import print_rows
+    from lineage.why import why as find
+
+    with _plain_errors():
+        rows = find(ROOT, url)
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    else:
+        print_rows(url, rows, out)
+    if not rows:
+        raise typer.Exit(NOT_FOUND)
+
+
+@app.command()
+def sync() -> None:
+    """After `git checkout` and `dvc checkout`: tell Dagster which versions stand here now. Also sends what
+    MLflow has not heard yet because its server was away."""
+    from lineage.sync import sync as tell
+    from resources.dagster_home import close_dead_runs, open_instance
+
+    with _plain_errors():
+        with open_instance(ROOT) as instance:
+            close_dead_runs(instance)
+            told = tell(ROOT, instance)
+        for line in told:
+            say.print(line)
+        sent, left = _tracker().replay()
+        say.print(
+            f"{len(told)} versions reported to Dagster; MLflow: {sent} entries sent, {left} still to send."
+        )
+    if left:
+        raise typer.Exit(FAILED)
+
+
+def main() -> None:
+    """Console entry point. Runs in the project's folder, so that relative names mean the same everywhere."""
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    app()
+
+
+class _plain_errors:
+    """Turn the errors that a user can mend into one sentence and exit code 1; let bugs keep their traceback."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        from jobs.run import StageFailed
+        from resources.workspace import WorkspaceError
+
+        if isinstance(error, KeyboardInterrupt):
+            say.print("\nStopped. Nothing half-written is left; the same command goes on where it was.")
+            raise typer.Exit(130)
+        if isinstance(error, StageFailed | WorkspaceError | ValueError | FileNotFoundError | PermissionError):
+            if os.environ.get("STEMMA_TRACEBACK"):
+                return
+            say.print(f"[red]stemma:[/] {error}", markup=True, soft_wrap=True)
+            raise typer.Exit(FAILED)
+
+
+def _tracker() -> Any:
+    from resources.tracking import MlflowTracker
+
+    return MlflowTracker(root=str(ROOT))
+
+
+def _status_table(rows: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("asset", "version", "state", "numbers", "seconds"):
+        table.add_column(column, justify="right" if column == "seconds" else "left")
+    colours = {"current": "green", "stale": "yellow", "missing": "red"}
+    for row in rows:
+        state = f"[{colours[row['state']]}]{row['state']}[/]"
+        if row["reasons"]:
+            state += f" [dim]({row['reasons'][0]})[/]"
+        numbers = ", ".join(f"{name} {_short(value)}" for name, value in list(row["numbers"].items())[:4])
+        seconds = "" if row["seconds"] is None else f"{row['seconds']:,.0f}"
+        table.add_row(row["stage"], (row["version"] or "")[:8], state, numbers, seconds)
+    return table
+
+
+def _short(value: Any) -> str:
+    return (
+        f"{value:,.4g}"
+        if isinstance(value, float)
+        else f"{value:,}"
+        if isinstance(value, int)
+        else str(value)
+    )
+
+
+def _show_demo() -> None:
+    from lineage.audit import family_tree
+    import definitions
+    from jobs.run import status_rows
+
+    out.rule("[bold]The stages")
+    out.print(_status_table(status_rows(definitions.defs, ROOT)))
+    report = ROOT / "data" / "eval_reports"
+    out.rule("[bold]The models, side by side")
+    out.print(_headline(report))
+    out.rule("[bold]Three conversations with the final model")
+    for sample in _samples(report / "samples.jsonl"):
+        out.print(f"[bold]you   [/] {sample['question']}", markup=True)
+        out.print(f"[bold]stemma[/] {sample['answer']}\n", markup=True)
+    out.rule("[bold]The family tree of the RL model")
+    out.print(family_tree(ROOT, "rl_model"))
+    out.rule("[bold]What next")
+    plots = ", ".join(str(p.relative_to(ROOT)) for p in sorted((report / "plots").glob("*.png")))
+    out.print(
+        f"plots                 {plots}\n"
+        "the report            data/eval_reports/report.md\n"
+        "see it all            make ui\n"
+        "talk with it          .venv/bin/stemma chat\n"
+        "check the tree        .venv/bin/stemma audit rl_model\n"
+        "what became of a page .venv/bin/stemma why URL\n"
+        "your own pages        .venv/bin/stemma materialize --crawl mine='warcs/*.warc.gz'",
+        soft_wrap=True,
+    )
+
+
+def _headline(report: Path) -> str:
+    return (report / "headline.txt").read_text() if (report / "headline.txt").exists() else ""
+
+
+def _samples(path: Path) -> list[dict[str, str]]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [row for row in rows if row["model"] == "rl_model"][:3]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
