@@ -1,0 +1,185 @@
+"""From the bytes of an HTTP response as a crawler stored them to status, type, charset and the page itself.
+
+Lenient where crawls are known to be loose (headers that say chunked or gzip over a body that is neither, no
+status text, bare line feeds), strict about size: no body grows beyond `limit` bytes, however it is packed.
+"""
+
+import re
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+
+STATUS_LINE = re.compile(rb"HTTP/\d(?:\.\d)?[ \t]+(\d{3})(?:[ \t].*)?\s*")
+BLANK_LINE = re.compile(rb"\r?\n\r?\n")
+CHARSET = re.compile(r"charset\s*=\s*[\"']?\s*([\w.:+-]+)", re.IGNORECASE)
+CHUNK_SIZE = re.compile(rb"[ \t]*([0-9a-fA-F]{1,8})[ \t]*(?:;[^\r\n]*)?\r?\n")
+MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}  # codings whose absence is told by the first bytes
+
+
+class BadBody(ValueError):
+    """A body that cannot be unpacked; `rule` names why (`bad_encoding`, `too_large`)."""
+
+    def __init__(self, rule: str, detail: str):
+        super().__init__(detail)
+        self.rule = rule
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A parsed response: `content_type` is lower case without parameters, `body` is unpacked."""
+
+    status: int
+    content_type: str
+    charset: str | None
+    body: bytes
+
+
+def parse_headers(lines: bytes) -> dict[str, str]:
+    """Header fields by lower-case name; a repeated field keeps its first value, folded lines are joined."""
+    fields: dict[str, str] = {}
+    last = ""
+    for line in lines.split(b"\n"):
+        text = decode_header(line.rstrip(b"\r"))
+        if text[:1] in (" ", "\t") and last:
+            fields[last] += " " + text.strip()
+            continue
+        name, colon, value = text.partition(":")
+        if colon:
+            last = name.strip().lower()
+            fields.setdefault(last, value.strip())
+    return fields
+
+
+def decode_header(value: bytes) -> str:
+    """Header bytes as text: UTF-8, or where they are not that, Latin-1 (RFC 9110, section 5.5)."""
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+def split_content_type(value: str) -> tuple[str, str | None]:
+    """`Text/HTML; charset="UTF-8"` -> (`text/html`, `utf-8`)."""
+    media, _, parameters = value.partition(";")
+    charset = CHARSET.search(parameters)
+    return media.strip().lower(), charset.group(1).lower() if charset else None
+
+
+def parse_response(block: bytes, limit: int) -> Response | None:
+    """The response in a record's block, or None where it does not start with a status line.
+
+    Raises BadBody where the body cannot be unpacked or would exceed `limit` bytes.
+    """
+    line_end = block.find(b"\n")
+    line = block[: line_end + 1] if line_end >= 0 else block
+    status = STATUS_LINE.fullmatch(line)
+    if status is None:
+        return None
+    blank = BLANK_LINE.search(block)
+    head, body = (block, b"") if blank is None else (block[: blank.start()], block[blank.end() :])
+    fields = parse_headers(head[len(line) :])
+    if "chunked" in fields.get("transfer-encoding", "").lower():
+        body = unchunk(body)
+    for coding in reversed([c.strip().lower() for c in fields.get("content-encoding", "").split(",")]):
+        body = unpack(body, coding, limit)
+    media, charset = split_content_type(fields.get("content-type", ""))
+    return Response(int(status.group(1)), media, charset, body)
+
+
+def is_whole(block: bytes) -> bool:
+    """Whether a response has all the bytes that its own Content-Length promises."""
+    blank = BLANK_LINE.search(block)
+    if not block.startswith(b"HTTP/") or blank is None:
+        return False
+    length = parse_headers(block[: blank.start()]).get("content-length", "")
+    return length.isascii() and length.isdigit() and len(block) - blank.end() >= int(length)
+
+
+def unchunk(body: bytes) -> bytes:
+    """Join the chunks of RFC 9112, section 7.1; what is not chunked (any more) stays as it is."""
+    parts: list[bytes] = []
+    at = 0
+    while at < len(body):
+        header = CHUNK_SIZE.match(body, at)
+        if header is None:
+            parts.append(body[at:])
+            break
+        size = int(header.group(1), 16)
+        if size == 0:
+            break
+        parts.append(body[header.end() : header.end() + size])
+        at = header.end() + size
+        at += 2 if body[at : at + 2] == b"\r\n" else int(body[at : at + 1] == b"\n")
+    return b"".join(parts)
+
+
+def unpack(body: bytes, coding: str, limit: int) -> bytes:
+    """Undo one content coding; one that is unknown or that the body plainly has not changes nothing."""
+    coding = {"x-gzip": "gzip", "x-deflate": "deflate"}.get(coding, coding)
+    unpacker = UNPACKERS.get(coding)
+    if unpacker is None or not body or not body.startswith(MAGIC.get(coding, b"")):
+        return body
+    data = unpacker(body, limit)
+    if len(data) > limit:
+        raise BadBody("too_large", f"unpacks ({coding}) to more than {limit:,} bytes")
+    return data
+
+
+def _inflate(body: bytes, limit: int, wbits: int = 31) -> bytes:
+    """Gzip or zlib; a stream that ends early gives what it holds."""
+    out = bytearray()
+    while body and len(out) <= limit:
+        stream = zlib.decompressobj(wbits)
+        try:
+            out += stream.decompress(body, limit + 1 - len(out))
+        except zlib.error as error:
+            if out:
+                break  # bytes after the stream (padding); a stream broken in the middle has failed above
+            raise BadBody("bad_encoding", f"body does not decompress: {error}") from error
+        body = stream.unused_data
+    return bytes(out)
+
+
+def _deflate(body: bytes, limit: int) -> bytes:
+    try:
+        return _inflate(body, limit, zlib.MAX_WBITS)
+    except BadBody:
+        try:
+            return _inflate(body, limit, -zlib.MAX_WBITS)  # raw, as some servers send it
+        except BadBody:
+            return _as_it_is(body, "deflate")
+
+
+def _brotli(body: bytes, limit: int) -> bytes:
+    from fastwarc.stream_io import BrotliReader
+
+    try:
+        return BrotliReader(BytesIO(body)).read(limit + 1)
+    except Exception:  # the wheel documents no error class; brotli has no magic, so look at the body itself
+        return _as_it_is(body, "br")
+
+
+def _zstd(body: bytes, limit: int) -> bytes:
+    import zstandard
+
+    try:
+        with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(body) as stream:
+            return stream.read(limit + 1)
+    except zstandard.ZstdError as error:
+        raise BadBody("bad_encoding", f"body does not decompress: {error}") from error
+
+
+def _as_it_is(body: bytes, coding: str) -> bytes:
+    """A body that a crawler stored already unpacked under its old header, else BadBody."""
+    if body.lstrip()[:1] in (b"<", b"{"):
+        return body
+    raise BadBody("bad_encoding", f"body does not decompress as {coding}")
+
+
+UNPACKERS: dict[str, Callable[[bytes, int], bytes]] = {
+    "gzip": _inflate,
+    "deflate": _deflate,
+    "br": _brotli,
+    "zstd": _zstd,
+}
