@@ -1,0 +1,62 @@
+"""Where a page comes from: host, a canonical form that tells re-captures apart from new pages, and block lists."""
+
+import re
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+# Query fields that tell who sent the reader, not what he reads.
+TRACKING = re.compile(
+    r"(?:utm_\w+|gclid|fbclid|msclkid|dclid|yclid|mc_[ce]id|igshid|_ga|ref_src)(?:=|$)", re.I
+)
+WORD = re.compile(r"[a-z0-9]+")
+
+
+def host_of(url: str) -> str:
+    """The lower-case host of a URL without port or user; '' where there is none or it cannot be read."""
+    try:
+        return (urlsplit(url.strip()).hostname or "").rstrip(".")
+    except ValueError:
+        return ""
+
+
+def canonical_url(url: str) -> str:
+    """One spelling for all addresses of the same page: no scheme, fragment, default port or tracking fields.
+
+    Path and the order of the query are left as they are, because servers may tell them apart.
+    """
+    try:
+        parts = urlsplit(url.strip())
+        port = parts.port
+    except ValueError:
+        return url.strip()
+    host = (parts.hostname or "").rstrip(".")
+    if port and port != DEFAULT_PORTS.get(parts.scheme):
+        host = f"{host}:{port}"
+    query = "&".join(field for field in parts.query.split("&") if field and not TRACKING.match(field))
+    return f"//{host}{parts.path or '/'}" + (f"?{query}" if query else "")
+
+
+class UrlFilter:
+    """Says why a URL is not wanted. Holds sets, so a look-up costs microseconds whatever the lists' length."""
+
+    def __init__(self, blocked_domains: Iterable[str] = (), blocked_words: Iterable[str] = ()):
+        """`blocked_domains` cover their subdomains; `blocked_words` are whole words of host, path or query."""
+        self.domains = frozenset(d.strip().lower().strip(".") for d in blocked_domains)
+        self.words = frozenset(w.strip().lower() for w in blocked_words)
+
+    def reject(self, url: str) -> tuple[str, str] | None:
+        """(rule, detail) of the first rule that the URL breaks, or None."""
+        host = host_of(url)
+        if not host or not url.strip().lower().startswith(("http://", "https://", "ftp://")):
+            return "not_a_web_address", url[:80]
+        labels = host.split(".")
+        for start in range(len(labels)):
+            domain = ".".join(labels[start:])
+            if domain in self.domains:
+                return "blocked_domain", domain
+        if self.words:
+            found = sorted(self.words.intersection(WORD.findall(url.lower())))
+            if found:
+                return "blocked_word", found[0]
+        return None
