@@ -1,14 +1,14 @@
-"""The language model: a decoder-only transformer as Qwen3 has it (arXiv 2505.09388); without QK-norm it is Llama's.
+"""The language model: a decoder-only transformer as Qwen3 has it (arXiv 2505.09388); sans QK-norm, Llama's.
 
 Notable:
-- RMSNorm before each half of a block, rotary positions, grouped-query attention with RMS-normed queries and keys,
-  SwiGLU, no biases, one embedding matrix for input and output unless untied;
-- parameter names and weight layouts are those of `transformers`, so a model folder is a plain renaming (hub.py);
-- `hidden` stops before the head and `forward(ids, targets=…)` returns the loss of each token, in slices when the
-  logits would be large, so that a big vocabulary never has to be held whole;
+- RMSNorm before each half of a block, rotary positions, grouped-query attention with RMS-normed queries and
+  keys, SwiGLU, no biases, one embedding matrix for input and output unless untied;
+- parameter names and weight layouts are those of `transformers`: a model folder is a plain renaming (hub.py);
+- `hidden` stops before the head and `forward(ids, targets=…)` returns the loss of each token, in slices when
+  the logits would be large, so that a big vocabulary never has to be held whole;
 - one dial: `Config.from_depth(depth)` sets everything else.
 
-Letters in shapes: B rows, T tokens, C width, H query heads, K key/value heads, D size of a head, V vocabulary.
+Letters in shapes: B rows, T tokens, C width, H query heads, K key/value heads, D head size, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -42,21 +42,21 @@ class Config:
     def __post_init__(self):
         if self.n_head % self.n_kv_head:
             raise ValueError(
-                f"n_head={self.n_head} is not a multiple of n_kv_head={self.n_kv_head}: every key/value head serves "
-                "the same number of query heads. Choose n_kv_head among the divisors of n_head."
+                f"n_head={self.n_head} is not a multiple of n_kv_head={self.n_kv_head}: every key/value head "
+                "serves the same number of query heads. Choose n_kv_head among the divisors of n_head."
             )
         if self.head_dim % 2:
             raise ValueError(
-                f"head_dim={self.head_dim} is odd, but rotary positions turn pairs. Make it even."
+                f"head_dim={self.head_dim} is odd but rotary positions turn pairs: make it even."
             )
 
     @classmethod
     def from_depth(cls, depth: int, vocab_size: int, max_seq_len: int = 1024, **overrides) -> "Config":
         """The one dial: `depth` layers and a width to match; any other field may be overridden by name.
 
-        Width is 64 a layer as in nanochat (depth 12 is GPT-2's 768, depth 20 is 1,280); below depth 8 a shallow
-        model would then be far too narrow or too deep for its size, so the ratio falls to 8·depth: depth 4 is
-        128 wide, 0.7M parameters and the embedding.
+        Width is 64 a layer as in nanochat (depth 12 is GPT-2's 768, depth 20 is 1,280). Below depth 8
+        that would leave small models with hardly any layers, so the ratio falls to 8·depth: depth 4 is 128 wide
+        and has 0.7M parameters beside its embedding.
         """
         if depth < 1:
             raise ValueError(
@@ -65,9 +65,7 @@ class Config:
         aspect = min(64, 8 * depth)
         width = max(64, depth * aspect)
         head_dim = 32 if width < 512 else 64 if width < 1280 else 128
-        n_head = max(
-            2, round(width / head_dim / 2) * 2
-        )  # even, so that two query heads share a key/value head
+        n_head = max(2, round(width / head_dim / 2) * 2)  # even: two query heads share a key/value head
         width = n_head * head_dim
         shape = {
             "n_layer": depth,
@@ -75,9 +73,7 @@ class Config:
             "n_kv_head": n_head // 2,
             "head_dim": head_dim,
             "d_model": width,
-            "d_ff": max(
-                64, width * 8 // 3 // 64 * 64
-            ),  # SwiGLU has three matrices: 8/3 keeps 4·C's count, 2002.05202
+            "d_ff": max(64, width * 8 // 3 // 64 * 64),  # three matrices of 8/3·C as two of 4·C
         }
         return cls(vocab_size=vocab_size, max_seq_len=max_seq_len, **(shape | overrides))
 
@@ -85,8 +81,8 @@ class Config:
 class KVCache:
     """Keys and values of the tokens seen so far, one row a sequence, in memory reserved once.
 
-    Rows may differ in length: row b holds tokens 0 … lengths[b]-1, so what a row computes does not depend on its
-    neighbours. `keys` and `values`: (layers, B, K, capacity, D).
+    Rows may differ in length: row b holds tokens 0 … lengths[b]-1, so what a row computes does not depend on
+    its neighbours. `keys` and `values`: (layers, B, K, capacity, D).
     """
 
     def __init__(self, config: Config, rows: int, capacity: int, device=None, dtype=torch.float32):
@@ -125,7 +121,7 @@ class RMSNorm(nn.Module):
 
 
 def rope_tables(config: Config) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (max_seq_len, D) of the angle position · theta^(-2i/D), each for both halves of a head."""
+    """Cosines and sines (max_seq_len, D) of position · theta^(-2i/D), once for each half of a head."""
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
     angles = torch.outer(torch.arange(config.max_seq_len, dtype=torch.float32), config.rope_theta**-exponents)
     angles = torch.cat((angles, angles), dim=-1)
@@ -178,7 +174,7 @@ class Attention(nn.Module):
         k = cache.keys[self.layer, :, :, : step.seen]
         v = cache.values[self.layer, :, :, : step.seen]
         b, t, _, d = q.shape
-        # The queries that share a key/value head are laid along the time axis: no key is ever copied for them.
+        # The queries that share a key/value head are laid along the time axis: no key is copied for them.
         q = q.view(b, t, -1, self.groups, d).permute(0, 2, 3, 1, 4).reshape(b, -1, self.groups * t, d)
         mask = step.mask if t == 1 else step.mask.repeat(1, 1, self.groups, 1)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -190,9 +186,7 @@ class Step:
     """Where a cached forward pass stands, the same for all layers."""
 
     positions: Tensor  # (B, T): place of each new token in its row
-    mask: (
-        Tensor | None
-    )  # (B, 1, T, seen): which stored tokens each new token sees; None when all rows start empty
+    mask: Tensor | None  # (B, 1, T, seen): what each new token sees; None if all rows start empty
     seen: int  # stored tokens to look at, the longest row's
 
     @classmethod
@@ -237,7 +231,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Token ids to logits. `Transformer(config)` draws its weights from torch's global generator: seed it first."""
+    """Token ids to logits. `Transformer(config)` draws its weights from torch's global generator."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -255,7 +249,7 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Variance-preserving matrices; the two that write to the residual stream shrink with depth, as in GPT-2."""
+        """Variance-preserving; those that write to the residual stream shrink with depth, as in GPT-2."""
         for name, weight in self.named_parameters():
             if weight.ndim < 2:
                 weight.fill_(1.0)
@@ -299,7 +293,7 @@ class Transformer(nn.Module):
         return self.lm_head(hidden).float()
 
     def forward(self, ids: Tensor, targets: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """ids (B, T) int64 -> logits (B, T, V) float32; with targets (B, T), the loss of each token (B, T), in nats.
+        """ids (B, T) int64 -> logits (B, T, V) float32; with targets (B, T), the losses (B, T) in nats.
 
         targets[b, t] is the token that should follow ids[b, t]; where it is IGNORE (-100) the loss is 0.
         """
@@ -312,13 +306,13 @@ class Transformer(nn.Module):
         return total if embedding or self.config.tie_embeddings else total - self.embed_tokens.weight.numel()
 
     def flops_per_token(self, seq_len: int | None = None) -> int:
-        """Floating-point operations to train one token (forward and backward): 6 a matrix weight, and attention's
-        12·layers·heads·D·T with every token seeing all T, the convention of PaLM (arXiv 2204.02311, appendix B)."""
+        """Floating-point operations to train one token (forward and backward): 6 a matrix weight, plus
+        12·layers·H·D·T for attention to all T tokens, as PaLM counts (arXiv 2204.02311, appendix B)."""
         c, t = self.config, seq_len or self.config.max_seq_len
         return 6 * self.num_params(embedding=False) + 12 * c.n_layer * c.n_head * c.head_dim * t
 
     def _rope(self, t: int, step: Step | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines to spread over heads: (T, 1, D), or (B, T, 1, D) where rows stand at different places."""
+        """Cosines and sines to spread over heads: (T, 1, D), or (B, T, 1, D) where rows differ in place."""
         place = slice(t) if step is None or step.mask is None else step.positions
         return self.rope_cos[place].unsqueeze(-2).to(dtype), self.rope_sin[place].unsqueeze(-2).to(dtype)
 
