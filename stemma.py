@@ -311,9 +311,9 @@ def _short(value: Any) -> str:
 
 
 def _show_demo() -> None:
-    from lineage.audit import family_tree
     import definitions
     from jobs.run import status_rows
+    from lineage.audit import family_tree
 
     out.rule("[bold]The stages")
     out.print(_status_table(status_rows(definitions.defs, ROOT)))

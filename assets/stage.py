@@ -207,7 +207,8 @@ def _verified_inputs(ledger: Any, declared: Any) -> dict[str, list[Any]]:
     for upstream in (u for us in inputs.values() for u in us):
         if not (ledger.root / upstream.out).exists():
             raise dg.Failure(
-                f"{declared.name} needs {upstream.out}, which is not there. Make it first: stemma materialize {upstream.name}"
+                f"{declared.name} needs {upstream.out}, which is not there. "
+                f"Make it first: stemma materialize {upstream.name}"
             )
         found, recorded = ledger.hash_out(upstream.name), ledger.recorded(upstream.name)
         if found != recorded and not ledger.inside_repro():
