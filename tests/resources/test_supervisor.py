@@ -13,7 +13,7 @@ import pytest
 
 from resources.supervisor import Supervised
 
-# A trainer with everything that is hard to kill: it ignores SIGTERM and SIGINT, has a child in a session of
+# A trainer with all that is hard to kill: it ignores SIGTERM and SIGINT, has a child in a session of
 # its own, and an orphan whose parent has already gone. Each writes its process id into the folder given to it.
 STUBBORN = textwrap.dedent("""
     import os, pathlib, signal, subprocess, sys, time
