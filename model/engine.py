@@ -1,0 +1,310 @@
+"""DeepSpeed, or plain torch, behind backward, step, save and load. The only file that imports DeepSpeed.
+
+Notable:
+- ZeRO 0 to 3 by one number; `engine: torch`, or a machine without DeepSpeed, runs the same loop on plain torch;
+- weights are float32 always; `precision: bf16` computes under autocast. So all stages and both engines agree
+  to float tolerance, and the optimiser needs no second copy of the weights;
+- the optimiser is torch's fused AdamW: DeepSpeed's own ones compile C++ at first use;
+- gradients are of the loss *summed* over tokens, divided by the count of supervised tokens of the whole step,
+  over all ranks and micro-batches: a row without supervised tokens weighs nothing and never divides by zero;
+- a step whose gradient norm is not finite changes nothing, in every engine and stage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import math
+import os
+import shutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from model.run_log import ConfigError, Refusal
+
+if TYPE_CHECKING:
+    from model.trainer import TrainConfig
+
+STATE = "state.pt"
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that train together."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = CPU
+
+    def sum(self, *numbers: float) -> list[float]:
+        """Each number summed over all ranks, in float64."""
+        if self.size == 1:
+            return list(numbers)
+        total = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(total)
+        return total.tolist()
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            torch.distributed.barrier()
+
+    def share(self, rows: int) -> slice:
+        """This rank's part of `rows` rows; they must divide evenly."""
+        if rows % self.size:
+            raise ConfigError(f"{rows} rows a step cannot be shared evenly by {self.size} processes.")
+        part = rows // self.size
+        return slice(self.rank * part, (self.rank + 1) * part)
+
+
+def join(config: TrainConfig) -> World:
+    """Take this process's place among the others (torchrun's RANK, WORLD_SIZE …; alone without them).
+
+    Fixes what the bytes of a result depend on: thread count, deterministic kernels, the seed. Call it before
+    the model is made, so that all ranks draw the same weights.
+    """
+    torch.set_num_threads(config.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing reads such memory
+    torch.manual_seed(config.seed)
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    use_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if use_gpu else torch.device("cpu")
+    if use_gpu:
+        torch.cuda.set_device(device)
+    if (size > 1 or engine_name(config) == "deepspeed") and not torch.distributed.is_initialized():
+        backend = "nccl" if use_gpu else "gloo"
+        if size > 1:
+            torch.distributed.init_process_group(backend)
+        else:  # one process needs no port, and so cannot find it taken
+            torch.distributed.init_process_group(
+                backend, store=torch.distributed.HashStore(), rank=0, world_size=1
+            )
+    return World(rank, size, device)
+
+
+def leave() -> None:
+    """Undo `join`'s process group."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def open_engine(model: nn.Module, config: TrainConfig, world: World) -> Engine:
+    """The engine that config.engine names; plain torch too where DeepSpeed is not installed."""
+    if config.compile:
+        _need_compiler(world)
+        model.compile()
+    if engine_name(config) == "torch":
+        return TorchEngine(model, config, world)
+    return DeepSpeedEngine(model, config, world)
+
+
+class Engine:
+    """A model in training. `model` is called for the loss; `module` holds its weights."""
+
+    model: nn.Module
+    module: nn.Module
+
+    def __init__(self, config: TrainConfig, world: World):
+        self.config, self.world = config, world
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """The precision to compute in: bfloat16 where config.precision says so."""
+        half = self.config.precision == "bf16"
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=half)
+
+    def backward(self, loss_sum: Tensor, count: float) -> None:
+        """Add the gradient of loss_sum / count, count being that of the whole step over all ranks."""
+        raise NotImplementedError
+
+    def step(self, lr: float) -> float:
+        """Clip, update, clear gradients. Returns the norm before clipping; not finite: nothing changed."""
+        raise NotImplementedError
+
+    def save(self, folder: Path) -> None:
+        """Write weights and optimiser state into `folder`; every rank calls it."""
+        raise NotImplementedError
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote, with the same engine, stage and number of ranks."""
+        raise NotImplementedError
+
+    def gathered(self) -> contextlib.AbstractContextManager:
+        """Inside it `module` holds whole weights on every rank (ZeRO 3 keeps parts otherwise)."""
+        return contextlib.nullcontext()
+
+
+class TorchEngine(Engine):
+    """Plain torch; several ranks add their gradients up."""
+
+    def __init__(self, model: nn.Module, config: TrainConfig, world: World):
+        super().__init__(config, world)
+        self.model = self.module = model.to(world.device)
+        self.optimizer = ClippedAdamW(param_groups(model, config), config)
+
+    def backward(self, loss_sum: Tensor, count: float) -> None:
+        (loss_sum / count).backward()
+
+    def step(self, lr: float) -> float:
+        if self.world.size > 1:
+            for p in self.module.parameters():
+                if p.grad is not None:
+                    torch.distributed.all_reduce(p.grad)
+        set_lr(self.optimizer, lr)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return self.optimizer.grad_norm
+
+    def save(self, folder: Path) -> None:
+        if self.world.rank == 0:
+            state = {"model": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+            torch.save(state, folder / STATE)
+
+    def load(self, folder: Path) -> None:
+        state = torch.load(folder / STATE, map_location=self.world.device, weights_only=True)
+        self.module.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+class DeepSpeedEngine(Engine):
+    """DeepSpeed ZeRO. Stage 0 clips in our optimiser; 1 to 3, where it sees only parts, in DeepSpeed."""
+
+    def __init__(self, model: nn.Module, config: TrainConfig, world: World):
+        super().__init__(config, world)
+        self._deepspeed = import_deepspeed(world)
+        self.module = model
+        groups = param_groups(model, config)
+        self._own = ClippedAdamW(groups, config) if config.zero_stage == 0 else None
+        optimizer = self._own or torch.optim.AdamW(groups, **adam_options(config))
+        settings = {
+            "train_micro_batch_size_per_gpu": 1,  # only for DeepSpeed's own statistics
+            "gradient_accumulation_steps": config.micro_batches,
+            "gradient_clipping": config.clip if config.zero_stage else 0.0,
+            "zero_optimization": {"stage": config.zero_stage},
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": None,
+        }
+        with _quiet():
+            self.model, self.optimizer, _, _ = self._deepspeed.initialize(
+                model=model, optimizer=optimizer, config=settings, dist_init_required=False
+            )
+
+    def backward(self, loss_sum: Tensor, count: float) -> None:
+        if self._micro_batches_done:  # DeepSpeed wants a step call between two micro-batches
+            self.model.step()
+        self._micro_batches_done += 1
+        # DeepSpeed averages over ranks; times world.size it is the sum again.
+        self.model.backward(loss_sum * (self.world.size / count), scale_wrt_gas=False)
+
+    _micro_batches_done = 0
+
+    def step(self, lr: float) -> float:
+        self._micro_batches_done = 0
+        set_lr(self.optimizer, lr)
+        self.model.step()
+        norm = self._own.grad_norm if self._own else self.model.get_global_grad_norm()
+        return float(norm)
+
+    def save(self, folder: Path) -> None:
+        with _quiet():
+            self.model.save_checkpoint(str(folder), tag="deepspeed", save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        with _quiet():
+            found, _ = self.model.load_checkpoint(str(folder), tag="deepspeed")
+        if found is None:
+            raise Refusal(f"{folder}: DeepSpeed finds no state in this checkpoint. Remove it and run again.")
+
+    def gathered(self) -> contextlib.AbstractContextManager:
+        if self.config.zero_stage < 3:
+            return contextlib.nullcontext()
+        return self._deepspeed.zero.GatheredParameters(list(self.module.parameters()))
+
+
+class ClippedAdamW(torch.optim.AdamW):
+    """AdamW that first clips all gradients to one norm, and does nothing when that norm is not finite."""
+
+    def __init__(self, groups: list[dict], config: TrainConfig):
+        super().__init__(groups, **adam_options(config))
+        self.clip, self.grad_norm = config.clip, 0.0
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        self.grad_norm = float(norm)
+        if not math.isfinite(self.grad_norm):
+            return None
+        if self.clip:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
+        return super().step(closure)
+
+
+def adam_options(config: TrainConfig) -> dict:
+    return {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps, "fused": True}
+
+
+def param_groups(model: nn.Module, config: TrainConfig) -> list[dict]:
+    """Matrices decay; gains and biases do not."""
+    weights = [p for p in model.parameters() if p.requires_grad]
+    matrices, vectors = [p for p in weights if p.ndim >= 2], [p for p in weights if p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def set_lr(optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def engine_name(config: TrainConfig) -> str:
+    """deepspeed or torch: what config.engine asks for, as far as it is installed."""
+    installed = importlib.util.find_spec("deepspeed") is not None
+    return "deepspeed" if config.engine == "deepspeed" and installed else "torch"
+
+
+def import_deepspeed(world: World):
+    """DeepSpeed, quiet, on the right accelerator, and without compiling anything."""
+    if world.device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    place = {"RANK": world.rank, "LOCAL_RANK": 0, "WORLD_SIZE": world.size}
+    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29500}  # never dialled: the group exists already
+    for name, value in place.items():
+        os.environ.setdefault(name, str(value))  # without these it looks for MPI
+    with _quiet():
+        import deepspeed
+        from deepspeed.ops import __compatible_ops__ as ops
+
+        # Its shared-memory all-reduce for CPU compiles C++ for a minute, and is no faster (measured).
+        ops["deepspeed_shm_comm"] = False
+        # ZeRO 3 calls collectives that torch is about to rename, thousands of times.
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        deepspeed.init_distributed("nccl" if world.device.type == "cuda" else "gloo", verbose=False)
+    return deepspeed
+
+
+@contextlib.contextmanager
+def _quiet():
+    """DeepSpeed greets on stdout and warns about its own deprecations; errors still show."""
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _need_compiler(world: World) -> None:
+    if world.device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++"))):
+        raise ConfigError("compile: true needs a C++ compiler on CPU. Install g++, or set compile: false.")
