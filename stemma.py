@@ -231,6 +231,16 @@ def why(
 
 
 @app.command()
+def retire(crawl: Annotated[str, typer.Argument(help="The crawl's name in params.yaml.")]) -> None:
+    """Take a crawl out of params.yaml and the workspace. Refuses unless DVC's cache holds its every byte."""
+    from resources.dvc_ledger import DvcLedger
+
+    with _plain_errors():
+        for folder in DvcLedger(ROOT).retire_crawl(crawl):
+            say.print(f"{folder} left the workspace; its version stays in DVC's cache.")
+
+
+@app.command()
 def sync() -> None:
     """After `git checkout` and `dvc checkout`: tell Dagster which versions stand here now. Also sends what
     MLflow has not heard yet because its server was away."""

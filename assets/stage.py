@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+
+from resources.workspace import remove_tree
 
 OWNER = "team:stemma"
 
@@ -155,7 +156,7 @@ def _materialize(context: dg.AssetExecutionContext, stage: Stage, name: str, for
     declared = ledger.stages()[name]
     with workspace.lock(name):
         reasons = ledger.changes(name)
-        if not reasons and not force and not ledger.inside_repro():
+        if not reasons and not force and not ledger.inside_repro(name):
             yield from _reuse(context, stage, ledger.recorded(name))
             return
         context.log.info("Making %s: %s", name, "; ".join(reasons) or "asked for")
@@ -164,15 +165,14 @@ def _materialize(context: dg.AssetExecutionContext, stage: Stage, name: str, for
         work = workspace.work_path(name, key)
         out = work / "out"
         if out.exists():
-            shutil.rmtree(out)
-        work.mkdir(parents=True, exist_ok=True)
+            remove_tree(out)
         started = time.time()
         with _tracked_run(resources.tracker, stage, declared, inputs, ledger, context) as tracked:
             evidence = stage.body(
                 StageRun(
                     name=stage.name,
                     partition=declared.partition,
-                    params=workspace.stage_params(declared),
+                    params=workspace.section(name),
                     inputs={a: [ledger.root / s.out for s in ss] for a, ss in inputs.items()},
                     out=out,
                     work=work,
@@ -188,7 +188,7 @@ def _materialize(context: dg.AssetExecutionContext, stage: Stage, name: str, for
             if tracked:
                 _record_in_mlflow(tracked, stage, ledger.root / declared.out, version, evidence)
         _write_provenance(context, ledger, declared, inputs, version, started, tracked)
-        workspace.discard_work(name)
+        remove_tree(workspace.root / "work" / name)
         yield dg.MaterializeResult(
             asset_key=stage.name,
             data_version=dg.DataVersion(version),
