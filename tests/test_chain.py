@@ -1,0 +1,161 @@
+"""The whole chain at its smallest size, driven as a user drives it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+STAGES = (
+    "raw_crawl@sample",
+    "cleaned_corpus@sample",
+    "tokenizer",
+    "base_model",
+    "sft_model",
+    "rl_model",
+    "eval_reports",
+)
+
+
+def status(project) -> dict[str, dict]:
+    return {row["stage"]: row for row in json.loads(project.stemma("status", "--json").stdout)}
+
+
+def commit(project, message: str) -> None:
+    project.run("git", "add", "-A")
+    project.run("git", "-c", "user.name=t", "-c", "user.email=t@t.example", "commit", "-qm", message)
+
+
+def test_every_stage_is_made_and_current(grown):
+    rows = status(grown)
+    assert tuple(rows) == STAGES
+    assert {row["state"] for row in rows.values()} == {"current"}
+    assert all(row["version"] for row in rows.values())
+
+
+def test_dvc_finds_nothing_to_do_and_nothing_changed(grown):
+    assert "up to date" in grown.run("dvc", "status").stdout
+    before = (grown.root / "dvc.lock").read_bytes()
+    assert "Running stage" not in grown.run("dvc", "repro").stdout
+    assert (grown.root / "dvc.lock").read_bytes() == before
+
+
+def test_a_second_materialize_does_nothing_and_says_so(grown):
+    before = status(grown)
+    assert "Nothing to do" in grown.stemma("materialize").stderr
+    assert status(grown) == before
+
+
+def test_dagster_dvc_and_mlflow_name_the_same_versions(grown):
+    report = json.loads(grown.stemma("audit", "eval_reports", "--json").stdout)
+    assert report["agrees"], report["disagreements"]
+    text = json.dumps(report)
+    for stage, row in status(grown).items():
+        assert row["version"] in text, stage
+
+
+def test_one_changed_byte_upstream_is_named(grown):
+    documents = next((grown.root / "data/cleaned_corpus/sample/documents").glob("*.parquet"))
+    whole = documents.read_bytes()
+    documents.unlink()  # it may be a link into DVC's cache
+    documents.write_bytes(whole[:-40] + bytes([whole[-40] ^ 1]) + whole[-39:])
+    try:
+        said = grown.stemma("audit", "rl_model", code=2).stdout
+        assert documents.name in said
+    finally:
+        documents.unlink()
+        grown.run("dvc", "checkout", "--force", "cleaned_corpus@sample")
+    grown.stemma("audit", "rl_model")
+
+
+def test_transformers_loads_every_model_with_the_same_logits(grown):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from model.hub import load_pretrained
+
+    for name in ("base_model", "sft_model", "rl_model"):
+        folder = grown.root / "data" / name
+        ours, _ = load_pretrained(folder)
+        theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        ids = torch.tensor([AutoTokenizer.from_pretrained(folder)("A river is a stream of water.").input_ids])
+        with torch.inference_mode():
+            assert torch.allclose(ours(ids), theirs(ids).logits, atol=1e-4), name
+
+
+def test_the_reports_compare_three_models_with_intervals(grown):
+    report = json.loads((grown.root / "data/eval_reports/report.json").read_text())
+    text = (grown.root / "data/eval_reports/report.md").read_text()
+    assert {"base_model", "sft_model", "rl_model"} <= set(report["models"])
+    assert "zstd" in text and "unigram" in text.lower()
+    assert list((grown.root / "data/eval_reports/plots").glob("*.png"))
+
+
+def test_why_finds_a_kept_and_a_dropped_page(grown):
+    import pyarrow.dataset as ds
+
+    ledger = ds.dataset(grown.root / "data/cleaned_corpus/sample/ledger").to_table().to_pylist()
+    for outcome in ("kept", "dropped"):
+        row = next(r for r in ledger if r["outcome"] == outcome and r["url"])
+        found = json.loads(grown.stemma("why", row["url"], "--json").stdout)
+        assert row["record_id"] in {r["record_id"] for r in found}
+    grown.stemma("why", "https://nobody.example/never-crawled", code=3)
+
+
+def test_chat_answers_from_the_command_line(grown):
+    assert grown.stemma("chat", "rl_model", "--prompt", "Who are you?", "--max-tokens", "8").returncode == 0
+
+
+def test_going_back_in_git_brings_back_the_older_model_and_dagster_says_so(grown, tmp_path: Path):
+    project = type(grown)(tmp_path / "project")
+    shutil.copytree(grown.root, project.root, symlinks=True)
+    commit(project, "the first model")
+    first = status(project)["eval_reports"]["version"]
+    old = project.run("git", "rev-parse", "HEAD").stdout.strip()
+
+    from resources.workspace import Workspace
+
+    params = Workspace(project.root)
+    params._edit_params(lambda p: p["rl_model"].update(seed=7))
+    project.stemma("materialize")
+    commit(project, "another seed")
+    second = status(project)["rl_model"]["version"]
+
+    project.run("git", "checkout", "-q", old)
+    project.run("dvc", "checkout", "--force")
+    assert status(project)["rl_model"]["state"] == "stale"
+    project.stemma("sync")
+    after = status(project)
+    assert after["eval_reports"]["version"] == first
+    assert after["rl_model"]["version"] != second
+    assert {row["state"] for row in after.values()} == {"current"}
+    assert "Nothing to do" in project.stemma("materialize").stderr
+
+
+def test_repro_makes_a_changed_stage_through_dagster(grown, tmp_path: Path):
+    project = type(grown)(tmp_path / "project")
+    shutil.copytree(grown.root, project.root, symlinks=True)
+    from resources.workspace import Workspace
+
+    Workspace(project.root)._edit_params(lambda p: p["tokenizer"].update(vocab_size=500))
+    project.run("dvc", "repro", "tokenizer")
+    row = status(project)["tokenizer"]
+    assert row["state"] == "current"
+    assert row["numbers"]["vocab_size"] == 500
+    assert "up to date" in project.run("dvc", "status", "tokenizer").stdout
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["materialize"], ["status"], ["clean"], ["chat"], ["audit"], ["why"]]
+)
+def test_every_command_explains_itself(root: Path, command):
+    import sys
+
+    said = subprocess.run(
+        [sys.executable, "stemma.py", *command, "--help"], cwd=root, capture_output=True, text=True
+    )
+    assert said.returncode == 0
+    assert "Usage" in said.stdout
