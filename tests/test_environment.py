@@ -25,7 +25,8 @@ def test_dagster_parses_string_selections_beside_dvc():
 def test_dvc_resolves_templates_beside_dagster(tmp_path: Path):
     (tmp_path / "params.yaml").write_text("crawls: {a: {n: 1}}\n")
     (tmp_path / "dvc.yaml").write_text(
-        "stages:\n  fetch:\n    foreach: ${crawls}\n    do:\n      cmd: echo ${item.n}\n      outs:\n      - data/${key}\n"
+        "stages:\n  fetch:\n    foreach: ${crawls}\n"
+        "    do:\n      cmd: echo ${item.n}\n      outs:\n      - data/${key}\n"
     )
     from dvc.repo import Repo
 
