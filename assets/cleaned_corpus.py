@@ -25,7 +25,7 @@ def cleaned_corpus(run: StageRun) -> Evidence:
     from corpus.pii import scan_documents
     from corpus.report import funnel_markdown, plot_funnel, truth_markdown
 
-    (crawl,) = run.inputs["raw_crawl"]
+    crawl = run.inputs["raw_crawl"]
     files = read_manifest(crawl)
     truth = crawl / "truth.parquet"
     stats = clean_crawl(

@@ -43,7 +43,7 @@ class StageRun:
     name: str
     partition: str | None
     params: dict[str, Any]
-    inputs: dict[str, list[Path]]  # upstream asset -> its folders, one a partition
+    inputs: dict[str, Path | list[Path]]  # upstream asset -> its folder, or its folders, one a crawl
     out: Path  # to be filled; does not exist yet
     work: Path  # survives a crash; the same inputs find it again
     root: Path
@@ -55,7 +55,7 @@ class StageRun:
         """Run `python -m module` on this stage's settings and inputs as a supervised process; return its result."""
         config = {
             "params": self.params,
-            "inputs": {name: [str(p) for p in paths] for name, paths in self.inputs.items()},
+            "inputs": {name: _as_words(paths) for name, paths in self.inputs.items()},
             "out": str(out or self.out),
             "work": str(self.work / module.rpartition(".")[2]),
             "metrics": str(self.tracked.metrics_path) if self.tracked else None,
@@ -173,7 +173,7 @@ def _materialize(context: dg.AssetExecutionContext, stage: Stage, name: str, for
                     name=stage.name,
                     partition=declared.partition,
                     params=workspace.section(name),
-                    inputs={a: [ledger.root / s.out for s in ss] for a, ss in inputs.items()},
+                    inputs=_folders(ledger, declared, inputs),
                     out=out,
                     work=work,
                     root=ledger.root,
@@ -218,6 +218,13 @@ def _verified_inputs(ledger: Any, declared: Any) -> dict[str, list[Any]]:
                 f"{upstream.name}' or make it anew with 'stemma materialize {upstream.name} --force'."
             )
     return inputs
+
+
+def _folders(ledger: Any, declared: Any, inputs: dict[str, list[Any]]) -> dict[str, Path | list[Path]]:
+    """Return the folders to read: a list where every crawl of a partitioned asset is an input."""
+    every_crawl = {a for a, ups in inputs.items() if declared.partition is None and ups[0].partition}
+    folders = {asset: [ledger.root / up.out for up in ups] for asset, ups in inputs.items()}
+    return {asset: paths if asset in every_crawl else paths[0] for asset, paths in folders.items()}
 
 
 def _work_key(ledger: Any, declared: Any) -> str:
@@ -339,6 +346,10 @@ def _metadata(evidence: Evidence, out: str, version: str, seconds: float, tracke
     if tracked and tracked.run_id:
         shown["mlflow_run"] = tracked.run_id
     return shown
+
+
+def _as_words(paths: Path | list[Path]) -> str | list[str]:
+    return [str(path) for path in paths] if isinstance(paths, list) else str(paths)
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
