@@ -9,16 +9,20 @@ Layout: WORK/checkpoints/step-00000300/ holds the engine's files, curve.jsonl an
   checkpoint of another run is refused with a sentence that names what differs.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from model.engine import World
 from model.run_log import Refusal, RunLog
+
+if TYPE_CHECKING:
+    from model.engine import World
 
 PREFIX, PARTIAL = "step-", ".partial"
 
@@ -88,7 +92,7 @@ class Checkpoints:
     def _seal(self, partial: Path, step: int, state: dict[str, Any]) -> None:
         hashes = {}
         for file in sorted(p for p in partial.rglob("*") if p.is_file()):
-            hashes[file.relative_to(partial).as_posix()] = _sha256(file)
+            hashes[file.relative_to(partial).as_posix()] = file_hash(file)
             _flush(file)
         record = {"step": step, "identity": self.identity, "state": state, "sha256": hashes}
         path = partial / "checkpoint.json"
@@ -127,26 +131,35 @@ def damage(folder: Path) -> str | None:
         for name, wanted in record["sha256"].items():
             if not (folder / name).is_file():
                 return f"{name} is missing"
-            if _sha256(folder / name) != wanted:
+            if file_hash(folder / name) != wanted:
                 return f"{name} is truncated or altered (its sha256 is not the recorded one)"
     except (OSError, ValueError, KeyError) as error:
         return f"checkpoint.json cannot be read ({error})"
     return None
 
 
+def file_hash(path: Path) -> str:
+    """sha256 of a file's bytes, as hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def code_hash(*modules) -> str:
     """One sha256 over the source files of these modules: the code that a run's numbers depend on."""
-    digest = hashlib.sha256()
-    for module in sorted(modules, key=lambda m: m.__name__):
-        digest.update(f"{module.__name__}\0".encode() + Path(module.__file__).read_bytes())
-    return digest.hexdigest()
+    files = sorted((Path(module.__file__) for module in modules), key=lambda path: path.name)
+    return text_hash("".join(f"{path.name}\0{path.read_text('utf-8')}" for path in files))
+
+
+def text_hash(text: str) -> str:
+    """sha256 of a text's UTF-8, as hex."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def folder_hash(folder: Path) -> str:
     """One sha256 over names and contents of all files of a folder, such as a model or a tokenizer."""
     digest = hashlib.sha256()
     for file in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
-        digest.update(f"{file.relative_to(folder).as_posix()}\0{_sha256(file)}\n".encode())
+        digest.update(f"{file.relative_to(folder).as_posix()}\0{file_hash(file)}\n".encode())
     return digest.hexdigest()
 
 
@@ -176,11 +189,6 @@ def _is_write_failure(error: BaseException) -> bool:
         or "unexpected pos" in text
         or "inline_container" in text
     )
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -286,10 +286,10 @@ def import_deepspeed(world: World):
 
         # Its shared-memory all-reduce for CPU compiles C++ for a minute, and is no faster (measured).
         ops["deepspeed_shm_comm"] = False
-        # ZeRO 3 calls collectives that torch is about to rename, thousands of times.
-        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         deepspeed.init_distributed("nccl" if world.device.type == "cuda" else "gloo", verbose=False)
+    # ZeRO calls collectives that torch is about to rename, in every step.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     return deepspeed
 
 

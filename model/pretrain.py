@@ -1,0 +1,279 @@
+"""The base model: a transformer taught from nothing to predict the corpus.
+
+    python -m model.pretrain --config FILE.json      (or: torchrun --nproc-per-node N -m model.pretrain …)
+
+inputs: cleaned_corpus (folders), tokenizer (a folder). Writes a Hugging Face model folder with tokens/ (the
+shards and their index), curve.jsonl (step, tokens, loss, lr, held_out_bpb) and summary.json beside the weights.
+
+Bits per byte of the held-out documents: each document is scored from an empty context that holds only the
+separator, in windows of seq_len predictions that do not overlap and see only themselves (a window's first input
+is the last token of the one before); the bits of all its tokens and of the separator that ends it are summed over
+the documents and divided by their length as UTF-8. So the number does not depend on the tokenizer, is comparable
+with a compressor's, and is a little too high for long documents, never too low.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from model import checkpoint, engine, loader, shards, tokenizer, trainer, transformer
+from model.checkpoint import code_hash, folder_hash
+from model.engine import CPU, World
+from model.loader import Loader, TokenData
+from model.run_log import ConfigError, Job, RunLog, run_main, settings, write_json
+from model.shards import HELD_OUT, SplitConfig, check_shards, write_shards
+from model.trainer import Batch, TrainConfig, TrainResult, train, write_curve
+from model.transformer import IGNORE, Config, Transformer
+
+SHAPE = ("n_head", "n_kv_head", "head_dim", "d_model", "d_ff")
+EVAL_BYTES = 2_000_000  # of held-out text at most; more would not move the second digit of bits per byte
+
+
+@dataclass(frozen=True)
+class PretrainConfig(TrainConfig):
+    """The section `base_model` of params.yaml: the model, the data, and how it is trained (TrainConfig)."""
+
+    depth: int = 4  # layers; sets the width too (transformer.Config.from_depth)
+    n_head: int = 0  # these five override what depth sets; 0: leave it
+    n_kv_head: int = 0
+    head_dim: int = 0
+    d_model: int = 0
+    d_ff: int = 0
+    seq_len: int = 256  # tokens a row is trained on
+    max_seq_len: int = 1024  # tokens the model can be given
+    batch_tokens: int = 4096  # tokens a step, over all processes
+    steps: int = 0  # give one of steps, tokens and epochs
+    tokens: int = 0
+    epochs: float = 0.0
+    held_out: float = 0.05  # share of the documents kept from training, for bits per byte
+    upsample: Mapping[str, int] = dataclasses.field(default_factory=dict)  # host -> times an epoch reads it
+    lr: float = 8e-3  # for 0.7M parameters; the best of 4e-3, 8e-3 and 1.6e-2 on the demo's corpus
+    log_every: int = 5
+    eval_every: int = 100
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.batch_tokens % self.seq_len:
+            raise ConfigError(
+                f"base_model.batch_tokens: {self.batch_tokens} is not a multiple of seq_len ({self.seq_len})."
+            )
+        if self.seq_len > self.max_seq_len:
+            raise ConfigError(
+                f"base_model.seq_len: {self.seq_len} exceeds max_seq_len ({self.max_seq_len}). Raise the latter."
+            )
+        if sum(map(bool, (self.steps, self.tokens, self.epochs))) > 1:
+            raise ConfigError(
+                "base_model: give only one of steps, tokens and epochs; the others follow from it."
+            )
+
+    def shape(self, vocab_size: int) -> Config:
+        """The model's shape for this vocabulary."""
+        overrides = {name: getattr(self, name) for name in SHAPE if getattr(self, name)}
+        return Config.from_depth(self.depth, vocab_size, self.max_seq_len, **overrides)
+
+    def planned(self, tokens_an_epoch: int) -> PretrainConfig:
+        """This configuration with its number of steps; by default 20 tokens a parameter would be …"""
+        tokens = self.tokens or (self.epochs or 4.0) * tokens_an_epoch
+        steps = self.steps or max(1, round(tokens / self.batch_tokens))
+        return dataclasses.replace(self, steps=steps, tokens=0, epochs=0.0)
+
+
+def pretrain(job: Job) -> None:
+    """Tokenise, train, measure, export: job.out, whole or not at all."""
+    config = settings(PretrainConfig, {"seed": job.seed} | job.params, "base_model")
+    corpora, vocabulary = job.input("cleaned_corpus"), job.input("tokenizer")
+    world = engine.join(config)
+    words = tokenizer.load_tokenizer(vocabulary)
+    tokens = make_tokens(corpora, vocabulary, words, config, job, world)
+    data = TokenData(tokens)
+    feed = Loader(data, config.seq_len, config.batch_tokens // config.seq_len, config.seed)
+    config = config.planned(feed.tokens_an_epoch)
+    torch.manual_seed(config.seed)
+    model = Transformer(config.shape(words.vocab_size))
+    announce(model, config, data, feed, job.log)
+    result = train(
+        model,
+        config,
+        lambda step: _batch(feed, step, world),
+        work=job.work,
+        log=job.log,
+        world=world,
+        identity={"data": data.hash, "code": _code(), "parent": None},
+        evaluate=lambda m: {"held_out_bpb": held_out_bpb(m, data, config.seq_len, world)},
+        what="base model",
+    )
+    export(result, config, data, vocabulary, job)
+    engine.leave()
+
+
+def make_tokens(corpora, vocabulary: Path, words, config: PretrainConfig, job: Job, world: World) -> Path:
+    """The token shards in job.work, made unless an earlier run made them from the same inputs."""
+    split = SplitConfig(config.held_out, config.upsample)
+    vocabulary_hash = folder_hash(vocabulary)
+    inputs = [folder_hash(Path(c) / "documents") for c in sorted(map(Path, corpora), key=lambda c: c.name)]
+    key = checkpoint.text_hash(repr((inputs, vocabulary_hash, split, code_hash(shards))))
+    folder = job.work / f"tokens-{key[:16]}"
+    if world.rank == 0:
+        if folder.is_dir():
+            check_shards(folder)
+        else:
+            write_shards(corpora, words, folder, split, job.log, vocabulary_hash)
+    world.barrier()
+    return folder
+
+
+def held_out_bpb(model: nn.Module, data: TokenData, seq_len: int, world: World) -> float:
+    """Bits per byte of the held-out documents; NaN where there are none."""
+    documents, n_bytes = [], 0
+    for number in data.documents(HELD_OUT):
+        if n_bytes and n_bytes + data.n_bytes[number] > EVAL_BYTES:
+            break
+        documents.append(data.tokens(number))
+        n_bytes += int(data.n_bytes[number])
+    return bits_per_byte(model, documents, n_bytes, data.separator, seq_len, world)
+
+
+def bits_per_byte(
+    model: nn.Module,
+    documents: list[np.ndarray],
+    n_bytes: int,
+    separator: int,
+    seq_len: int,
+    world: World = World(),  # noqa: B008 - frozen
+    rows: int = 32,
+) -> float:
+    """As the module's docstring defines it. documents: token ids, each with the separator at its end; n_bytes: of
+    all documents as UTF-8; rows: windows in one forward pass."""
+    windows = [w for document in documents for w in _windows(document, separator, seq_len)]
+    if not n_bytes:
+        return math.nan
+    windows.sort(key=len)  # alike in length side by side, so that little is padding
+    batches = [windows[i : i + rows] for i in range(0, len(windows), rows)]
+    while len(batches) % world.size:
+        batches.append([])  # every process takes part in every pass: ZeRO 3 gathers weights in it
+    nats = 0.0
+    for batch in batches[world.rank :: world.size]:
+        inputs, targets = _pad(batch or [np.array([separator, separator])], separator, empty=not batch)
+        losses = model(inputs.to(world.device), targets.to(world.device))
+        nats += float(losses.double().sum())
+    (nats,) = world.sum(nats)
+    return nats / math.log(2) / n_bytes
+
+
+def announce(model: Transformer, config: PretrainConfig, data: TokenData, feed: Loader, log: RunLog) -> None:
+    """Say what is about to be made of what."""
+    tokens = config.steps * config.batch_tokens
+    shape = model.config
+    log.message(
+        f"Base model: {model.num_params():,} parameters ({shape.n_layer} layers, {shape.d_model} wide, "
+        f"{shape.vocab_size:,} tokens in the vocabulary); {data.manifest['documents']['train']:,} documents; "
+        f"{config.steps:,} steps of {config.batch_tokens:,} tokens = {tokens / feed.tokens_an_epoch:.1f} epochs of "
+        f"{feed.tokens_an_epoch:,}, {tokens * model.flops_per_token(config.seq_len):.2g} FLOPs."
+    )
+
+
+def export(result: TrainResult, config: PretrainConfig, data: TokenData, vocabulary: Path, job: Job) -> None:
+    """The finished folder: weights and tokenizer for `transformers`, shards, curve, summary."""
+    from model.hub import save_pretrained
+
+    module, world = result.engine.module, result.engine.world
+    summary = summarise(result, config, data, module)
+    with result.engine.gathered():
+        if world.rank == 0:
+            partial = job.fresh_partial()
+            save_pretrained(module, vocabulary, partial, card(summary))
+    if world.rank == 0:
+        shutil.copytree(data.folder, partial / "tokens", copy_function=_link_or_copy)
+        write_curve(partial / "curve.jsonl", result.curve)
+        write_json(partial / "summary.json", summary)
+        job.publish()
+        job.log.message(f"{job.out}: held-out bits per byte {summary['held_out_bpb']}.")
+    world.barrier()
+    job.log.result(**summary)
+
+
+def summarise(result: TrainResult, config: PretrainConfig, data: TokenData, module: Transformer) -> dict:
+    """The numbers of a run, none of which depends on time or machine."""
+    state, last = result.state, result.curve[-1]
+    bpb = last.get("held_out_bpb")
+    return {
+        "parameters": module.num_params() if config.zero_stage < 3 else _whole_params(module),
+        "documents": data.manifest["documents"]["train"],
+        "held_out_documents": data.manifest["documents"]["held_out"],
+        "split_by": data.manifest["split_by"],
+        "corpus_tokens": data.manifest["tokens"]["train"],
+        "vocab_size": module.config.vocab_size,
+        "steps": state.step,
+        "tokens": state.tokens,
+        "loss": round(state.loss, 6),
+        "held_out_bpb": None if bpb is None else round(bpb, 6),
+        "empty_steps": state.empty_steps,
+        "not_finite_steps": state.not_finite_steps,
+        "data": data.hash,
+    }
+
+
+def card(summary: dict) -> str:
+    """The model card, README.md of the model folder."""
+    bpb = summary["held_out_bpb"]
+    quality = f"Held-out text costs it {bpb:.3f} bits per byte. " if bpb is not None else ""
+    return (
+        f"# Base model\n\nA decoder-only transformer (Qwen3 architecture) of {summary['parameters']:,} parameters, "
+        f"trained from nothing by Stemma on {summary['documents']:,} web documents "
+        f"({summary['corpus_tokens']:,} tokens, {summary['tokens']:,} seen in training). {quality}"
+        "It continues text; it is no assistant and knows little. What it was made of, document by document, is in "
+        "`tokens/index.parquet`; how it learned, in `curve.jsonl`.\n"
+    )
+
+
+def _windows(document: np.ndarray, separator: int, seq_len: int) -> list[np.ndarray]:
+    """Windows of up to seq_len + 1 tokens; each begins with the token before its first prediction."""
+    stream = np.concatenate([[separator], document.astype(np.int64)])
+    return [stream[i : i + seq_len + 1] for i in range(0, len(document), seq_len)]
+
+
+def _pad(windows: list[np.ndarray], separator: int, empty: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """(inputs, targets) of windows of unequal length; what is padding predicts nothing."""
+    longest = max(map(len, windows)) - 1
+    inputs = torch.full((len(windows), longest), separator)
+    targets = torch.full((len(windows), longest), IGNORE)
+    for i, window in enumerate(map(torch.from_numpy, windows)):
+        inputs[i, : len(window) - 1] = window[:-1]
+        if not empty:
+            targets[i, : len(window) - 1] = window[1:]
+    return inputs, targets
+
+
+def _batch(feed: Loader, step: int, world: World) -> Batch:
+    inputs, targets = feed.batch(step, world.share(feed.rows))
+    return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
+
+
+def _code() -> str:
+    return code_hash(checkpoint, engine, loader, shards, trainer, transformer, sys.modules[__name__])
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copyfile(source, target)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_main("model.pretrain", pretrain, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
