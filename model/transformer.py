@@ -97,9 +97,10 @@ class KVCache:
         return self.keys.shape[3]
 
     def keep(self, rows: Tensor) -> None:
-        """Forget all rows but these (indices, int64)."""
+        """Keep these rows (indices, int64), in this order; one named twice becomes two."""
         self.keys, self.values = self.keys[:, rows], self.values[:, rows]
         self.lengths = self.lengths[rows]
+        self.longest = int(self.lengths.max())
 
     def write(self, layer: int, positions: Tensor, k: Tensor, v: Tensor) -> None:
         """Store k and v (B, T, K, D) of the tokens at `positions` (B, T)."""
