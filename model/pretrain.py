@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -29,7 +28,7 @@ from torch import nn
 
 from model import checkpoint, engine, loader, shards, tokenizer, trainer, transformer
 from model.checkpoint import code_hash, folder_hash
-from model.engine import CPU, World
+from model.engine import World
 from model.loader import Loader, TokenData
 from model.run_log import ConfigError, Job, RunLog, run_main, settings, write_json
 from model.shards import HELD_OUT, SplitConfig, check_shards, write_shards
@@ -83,7 +82,8 @@ class PretrainConfig(TrainConfig):
         return Config.from_depth(self.depth, vocab_size, self.max_seq_len, **overrides)
 
     def planned(self, tokens_an_epoch: int) -> PretrainConfig:
-        """This configuration with its number of steps; by default 20 tokens a parameter would be …"""
+        """This configuration with its number of steps. Said nothing, four epochs: up to there a repeated token is
+        worth nearly a new one (arXiv 2305.16264)."""
         tokens = self.tokens or (self.epochs or 4.0) * tokens_an_epoch
         steps = self.steps or max(1, round(tokens / self.batch_tokens))
         return dataclasses.replace(self, steps=steps, tokens=0, epochs=0.0)
@@ -101,6 +101,7 @@ def pretrain(job: Job) -> None:
     config = config.planned(feed.tokens_an_epoch)
     torch.manual_seed(config.seed)
     model = Transformer(config.shape(words.vocab_size))
+    parameters = model.num_params()  # now, because ZeRO 3 takes the weights apart
     announce(model, config, data, feed, job.log)
     result = train(
         model,
@@ -113,7 +114,7 @@ def pretrain(job: Job) -> None:
         evaluate=lambda m: {"held_out_bpb": held_out_bpb(m, data, config.seq_len, world)},
         what="base model",
     )
-    export(result, config, data, vocabulary, job)
+    export(result, parameters, data, vocabulary, job)
     engine.leave()
 
 
@@ -183,18 +184,18 @@ def announce(model: Transformer, config: PretrainConfig, data: TokenData, feed: 
     )
 
 
-def export(result: TrainResult, config: PretrainConfig, data: TokenData, vocabulary: Path, job: Job) -> None:
+def export(result: TrainResult, parameters: int, data: TokenData, vocabulary: Path, job: Job) -> None:
     """The finished folder: weights and tokenizer for `transformers`, shards, curve, summary."""
     from model.hub import save_pretrained
 
     module, world = result.engine.module, result.engine.world
-    summary = summarise(result, config, data, module)
+    summary = summarise(result, parameters, data)
     with result.engine.gathered():
         if world.rank == 0:
             partial = job.fresh_partial()
             save_pretrained(module, vocabulary, partial, card(summary))
     if world.rank == 0:
-        shutil.copytree(data.folder, partial / "tokens", copy_function=_link_or_copy)
+        shutil.move(data.folder, partial / "tokens")
         write_curve(partial / "curve.jsonl", result.curve)
         write_json(partial / "summary.json", summary)
         job.publish()
@@ -203,17 +204,17 @@ def export(result: TrainResult, config: PretrainConfig, data: TokenData, vocabul
     job.log.result(**summary)
 
 
-def summarise(result: TrainResult, config: PretrainConfig, data: TokenData, module: Transformer) -> dict:
+def summarise(result: TrainResult, parameters: int, data: TokenData) -> dict:
     """The numbers of a run, none of which depends on time or machine."""
     state, last = result.state, result.curve[-1]
     bpb = last.get("held_out_bpb")
     return {
-        "parameters": module.num_params() if config.zero_stage < 3 else _whole_params(module),
+        "parameters": parameters,
         "documents": data.manifest["documents"]["train"],
         "held_out_documents": data.manifest["documents"]["held_out"],
         "split_by": data.manifest["split_by"],
         "corpus_tokens": data.manifest["tokens"]["train"],
-        "vocab_size": module.config.vocab_size,
+        "vocab_size": result.engine.module.config.vocab_size,
         "steps": state.step,
         "tokens": state.tokens,
         "loss": round(state.loss, 6),
@@ -262,13 +263,6 @@ def _batch(feed: Loader, step: int, world: World) -> Batch:
 
 def _code() -> str:
     return code_hash(checkpoint, engine, loader, shards, trainer, transformer, sys.modules[__name__])
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system
-        shutil.copyfile(source, target)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -24,7 +24,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,6 @@ class TrainConfig:
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name}: {getattr(self, name)!r} is not one of {allowed}.")
         for name in (
-            "steps",
             "micro_batches",
             "threads",
             "log_every",
@@ -191,11 +190,13 @@ def train(
     make_batch(step): this rank's rows. loss(model, batch): (sum over supervised tokens, their count); the count
     must be batch.count, or the loss has lost the mask. identity: what the run depends on besides config (parent
     model, data, code), as JSON. evaluate(model): numbers to log every eval_every steps and at the end, on every
-    rank, without gradients. world: what engine.join gave, if the caller joined already.
+    rank, without gradients or autocast. world: what engine.join gave, if the caller joined already.
 
     Raises Stopped after SIGTERM or SIGINT (a checkpoint is saved), Refusal for a checkpoint of another run, a
     disk that is full, or a run that diverged.
     """
+    if config.steps < 1:
+        raise ConfigError(f"steps: {config.steps}; a training takes at least one.")
     world = world or join(config)
     engine = open_engine(model, config, world)
     identity = (identity or {}) | {"config": _number_settings(config), "ranks": world.size}
@@ -234,7 +235,8 @@ class _Loop:
         if self.tokens_at_clock < 0:
             self.tokens_at_clock = state.tokens
         torch.manual_seed(step_seed(self.config.seed, step, world.rank))
-        batch = self.make_batch(step)
+        with self._eager():
+            batch = self.make_batch(step)
         lr = lr_at(self.config, step)
         count, stop = world.sum(batch.count, float(asked.is_set()))
         norm = self._update(step, batch, count, lr) if count else None
@@ -298,8 +300,12 @@ class _Loop:
         return numbers | batch.metrics
 
     def _evaluation(self) -> dict[str, float]:
-        with torch.no_grad(), self.engine.autocast():
+        with torch.no_grad(), self._eager():
             return self.evaluate(self.engine.model)
+
+    def _eager(self) -> AbstractContextManager:
+        """Outside the loss nothing is compiled: shapes vary there, and each would be compiled anew."""
+        return torch.compiler.set_stance("force_eager") if self.config.compile else nullcontext()
 
     def _report(self, numbers: dict[str, float], bar, last: bool) -> None:
         state, now = self.state, time.perf_counter()
