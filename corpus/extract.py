@@ -103,9 +103,10 @@ def normalize_line(line: str) -> str:
     return SPACE.sub(" ", INVISIBLE.sub("", line)).strip()
 
 
-def plain_text(text: str) -> MainText:
+def plain_text(data: bytes, charset: str | None = None) -> MainText:
     """Text that was extracted elsewhere (WET): the same choice of lines, without markup to help."""
-    return main_text([Line("text", line) for line in map(normalize_line, text.split("\n")) if line])
+    lines = map(normalize_line, decode(data, charset).split("\n"))
+    return main_text([Line("text", line) for line in lines if line])
 
 
 def parse_blocks(markup: str) -> list[Line]:

@@ -34,15 +34,18 @@ def find_pii(text: str) -> list[Span]:
     return _without_overlaps(sorted(spans))
 
 
-def replace_pii(text: str) -> tuple[str, dict[str, int]]:
-    """The text with placeholders, and how many of each kind were put in."""
-    counts: dict[str, int] = {}
+def replace_spans(text: str, spans: list[Span]) -> str:
+    """The text with each span replaced by its kind in angle brackets."""
     pieces, end = [], 0
-    for start, stop, kind in find_pii(text):
+    for start, stop, kind in spans:
         pieces += [text[end:start], f"<{kind}>"]
-        counts[kind] = counts.get(kind, 0) + 1
         end = stop
-    return ("".join([*pieces, text[end:]]), counts) if counts else (text, counts)
+    return "".join([*pieces, text[end:]])
+
+
+def replace_pii(text: str) -> str:
+    """The text with placeholders for all that find_pii finds."""
+    return replace_spans(text, find_pii(text))
 
 
 def _is_public(address: str) -> bool:

@@ -100,12 +100,12 @@ class Words:
     @cached_property
     def _exact(self) -> np.ndarray:
         distinct, ids = self._vocabulary
-        return np.array([xxhash.xxh3_64_intdigest(w) for w in distinct], dtype=np.uint64)[ids]
+        return np.array([xxhash.xxh3_64_intdigest(w.encode()) for w in distinct], dtype=np.uint64)[ids]
 
     @cached_property
     def _folded(self) -> np.ndarray:
         distinct, ids = self._vocabulary
-        hashes = np.array([xxhash.xxh3_64_intdigest(w.lower()) for w in distinct], dtype=np.uint64)
+        hashes = np.array([xxhash.xxh3_64_intdigest(w.lower().encode()) for w in distinct], dtype=np.uint64)
         return hashes[ids][self.is_word] if distinct else hashes
 
 

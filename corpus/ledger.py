@@ -1,0 +1,163 @@
+"""The ledger: one row for every record of a crawl, saying what became of it, why, and by which threshold.
+
+Also the schema of the documents, the rule that nothing vanishes, and the look-up of a URL's rows.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from corpus.urls import host_of
+
+KEPT, DROPPED, FAILED = "kept", "dropped", "failed"
+OUTCOMES = (KEPT, DROPPED, FAILED)
+# In the order in which a record meets them.
+STAGES = ("read", "url", "extraction", "language", "quality", "dedup", "pii")
+
+LEDGER_SCHEMA = pa.schema(
+    [
+        pa.field("record_id", pa.string(), nullable=False),
+        pa.field("url", pa.string(), nullable=False),
+        pa.field("host", pa.string(), nullable=False),
+        pa.field("crawl", pa.string(), nullable=False),
+        pa.field("warc_file", pa.string(), nullable=False),
+        pa.field("warc_offset", pa.int64(), nullable=False),
+        pa.field("warc_length", pa.int64(), nullable=False),
+        pa.field("outcome", pa.string(), nullable=False),
+        pa.field("stage", pa.string()),  # where it ended; null for a kept record that nothing touched
+        pa.field("rule", pa.string()),
+        pa.field("value", pa.float64()),  # what the rule measured
+        pa.field("threshold", pa.float64()),  # and what it was compared with
+        pa.field("detail", pa.string()),  # a language, a domain, a sentence on what is broken
+        pa.field("duplicate_of", pa.string()),  # record_id of the kept page
+        pa.field("config_hash", pa.string(), nullable=False),
+    ]
+)
+DOCUMENT_SCHEMA = pa.schema(
+    [
+        pa.field("record_id", pa.string(), nullable=False),
+        pa.field("url", pa.string(), nullable=False),
+        pa.field("host", pa.string(), nullable=False),
+        pa.field("crawl", pa.string(), nullable=False),
+        pa.field("date", pa.string(), nullable=False),
+        pa.field("language", pa.string(), nullable=False),
+        pa.field("language_score", pa.float64(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("n_bytes", pa.int64(), nullable=False),  # of the text in UTF-8
+        pa.field("sha256", pa.string(), nullable=False),  # of the text in UTF-8
+    ]
+)
+
+
+class ConservationError(RuntimeError):
+    """Records in are not kept + dropped + failed."""
+
+
+def write_parquet(rows: pa.Table | list[dict], schema: pa.Schema, path: Path) -> None:
+    """Write a Parquet file whose bytes depend on nothing but the rows and the library's version."""
+    table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows, schema=schema)
+    pq.write_table(
+        table.cast(schema).combine_chunks(),
+        path,
+        compression="zstd",
+        compression_level=3,
+        row_group_size=16_384,
+        version="2.6",
+        data_page_version="1.0",
+        write_statistics=True,
+        store_schema=False,
+    )
+
+
+def _folders(folders: Path | str | Sequence[Path | str]) -> list[Path]:
+    many = [folders] if isinstance(folders, Path | str) else folders
+    return [Path(folder) for folder in many]
+
+
+def _parts(folders: Path | str | Sequence[Path | str], kind: str) -> list[str]:
+    parts = []
+    for folder in _folders(folders):
+        inner = folder / kind
+        found = sorted((inner if inner.is_dir() else folder).glob("*.parquet"))
+        if not found:
+            raise FileNotFoundError(
+                f"{folder} holds no {kind}/*.parquet. Make it with: stemma materialize cleaned_corpus"
+            )
+        parts += map(str, found)
+    return parts
+
+
+def ledger_dataset(folders: Path | str | Sequence[Path | str]) -> ds.Dataset:
+    """The ledgers of one or several cleaned corpora as one dataset, nothing read yet."""
+    return ds.dataset(_parts(folders, "ledger"), schema=LEDGER_SCHEMA, format="parquet")
+
+
+def document_dataset(folders: Path | str | Sequence[Path | str]) -> ds.Dataset:
+    """The documents of one or several cleaned corpora as one dataset, nothing read yet."""
+    return ds.dataset(_parts(folders, "documents"), schema=DOCUMENT_SCHEMA, format="parquet")
+
+
+def read_ledger(folder: Path | str) -> pa.Table:
+    """All rows of a cleaned corpus' ledger, in the order of files and records."""
+    return ledger_dataset(folder).to_table()
+
+
+def rows_for_url(folders: Path | str | Sequence[Path | str], url: str) -> list[dict[str, Any]]:
+    """The ledger's rows of a URL as written in the crawl; of a whole host when given a bare host name."""
+    key = url.strip()
+    bare_host = "/" not in key and ":" not in key
+    condition = pc.field("host") == key.lower() if bare_host else pc.field("url") == key
+    rows = ledger_dataset(folders).to_table(filter=condition).to_pylist()
+    if rows or bare_host:
+        return rows
+    same_host = ledger_dataset(folders).to_table(filter=pc.field("host") == host_of(key)).to_pylist()
+    return [row for row in same_host if row["url"].rstrip("/") == key.rstrip("/")]
+
+
+def check_conservation(folder: Path | str, records: int | None = None) -> dict[str, int]:
+    """Count the outcomes of a cleaned corpus: {'records', 'kept', 'dropped', 'failed'}.
+
+    Raises ConservationError where the ledger holds another number of rows than the crawl held records (`records`,
+    or what stats.json says), an unknown outcome, a drop without a reason, or another set of kept records than
+    the documents do.
+    """
+    import json
+
+    columns = ["record_id", "outcome", "stage", "rule"]
+    table = ledger_dataset(folder).to_table(columns=columns)
+    counts = {row["values"]: row["counts"] for row in pc.value_counts(table["outcome"]).to_pylist()}
+    unknown = set(counts) - set(OUTCOMES)
+    if unknown:
+        raise ConservationError(f"{folder}: the ledger has outcomes that do not exist: {sorted(unknown)}.")
+    stats = Path(folder) / "stats.json"
+    if records is None and stats.is_file():
+        records = json.loads(stats.read_text())["records"]
+    if records is not None and records != table.num_rows:
+        raise ConservationError(
+            f"{folder}: {records:,} records came in, but the ledger has {table.num_rows:,} rows."
+        )
+    lost = table.filter(pc.and_(pc.not_equal(table["outcome"], KEPT), pc.is_null(table["rule"])))
+    if lost.num_rows:
+        raise ConservationError(f"{folder}: {lost.num_rows:,} records were dropped without a rule.")
+    kept = sorted(table.filter(pc.equal(table["outcome"], KEPT))["record_id"].to_pylist())
+    documents = sorted(document_dataset(folder).to_table(columns=["record_id"])["record_id"].to_pylist())
+    if kept != documents:
+        raise ConservationError(
+            f"{folder}: the ledger keeps {len(kept):,} records, the documents are {len(documents):,}, "
+            f"and {len(set(kept) ^ set(documents)):,} stand in only one of the two."
+        )
+    return {"records": table.num_rows} | {outcome: counts.get(outcome, 0) for outcome in OUTCOMES}
+
+
+def count_rows(rows: Iterable[dict[str, Any]]) -> dict[tuple[str, str, str], int]:
+    """How many rows ended at each (stage, rule, outcome)."""
+    counts: dict[tuple[str, str, str], int] = {}
+    for row in rows:
+        key = (row["stage"] or "", row["rule"] or "", row["outcome"])
+        counts[key] = counts.get(key, 0) + 1
+    return counts

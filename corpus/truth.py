@@ -1,0 +1,127 @@
+"""How well cleaning did, against the truth that is known for a built sample.
+
+Scores are over the records that reached a step, because a step cannot be right about what it never saw. Duplicates
+are counted by cluster: which page of a cluster stays is a matter of the rule, that exactly one stays is not.
+"""
+
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from corpus import ledger
+from corpus.config import CleanConfig
+from corpus.words import tokenize
+
+AFTER = {stage: ledger.STAGES[number:] for number, stage in enumerate(ledger.STAGES)}
+
+
+def score_truth(
+    truth: Path, folder: Path, pii_found: dict[str, list[str]], config: CleanConfig
+) -> dict[str, Any]:
+    """Precision and recall, with their counts, of language, duplicate and PII handling, and word F1 of the text.
+
+    `truth` is the sample's truth.parquet, `folder` the cleaned corpus, `pii_found` what was replaced, by record.
+    """
+    known = {row["record_id"]: row for row in pq.read_table(truth).to_pylist()}
+    rows = {row["record_id"]: row for row in ledger.read_ledger(folder).to_pylist()}
+    texts = ledger.document_dataset(folder).to_table(columns=["record_id", "text"]).to_pylist()
+    kept = {row["record_id"]: row["text"] for row in texts}
+    return {
+        "language": _language(known, rows, config),
+        "duplicates": _duplicates(known, rows),
+        "pii": _pii(known, kept, pii_found),
+        "extraction": _extraction(known, kept),
+    }
+
+
+def precision_recall(right: int, wrong: int, missed: int) -> dict[str, float | int | None]:
+    """Of what was done, how much was right; of what was to do, how much was done. None where there was nothing."""
+    return {
+        "precision": round(right / (right + wrong), 4) if right + wrong else None,
+        "recall": round(right / (right + missed), 4) if right + missed else None,
+        "right": right,
+        "wrong": wrong,
+        "missed": missed,
+    }
+
+
+def _reached(row: dict[str, Any], stage: str) -> bool:
+    return row["outcome"] == ledger.KEPT or row["stage"] in AFTER[stage]
+
+
+def _language(known: dict, rows: dict, config: CleanConfig) -> dict[str, Any] | None:
+    """Dropping pages of languages that are not wanted."""
+    if not config.languages:
+        return None
+    counts = Counter()
+    for record_id, page in known.items():
+        row = rows.get(record_id)
+        if row is None or not page["language"] or not _reached(row, "language"):
+            continue
+        foreign, dropped = page["language"] not in config.languages, row["stage"] == "language"
+        counts[foreign, dropped] += 1
+    return precision_recall(counts[True, True], counts[False, True], counts[True, False])
+
+
+def _duplicates(known: dict, rows: dict) -> dict[str, Any]:
+    """Dropping all but one page of each planted cluster, of the pages that reached deduplication."""
+    clusters = defaultdict(list)
+    for record_id, page in known.items():
+        if record_id in rows and _reached(rows[record_id], "dedup"):
+            clusters[_root(known, page)].append(rows[record_id])
+    counts = Counter()
+    for root, members in clusters.items():
+        gone = [row for row in members if row["stage"] == "dedup"]
+        right = sum(
+            row["duplicate_of"] in known and _root(known, known[row["duplicate_of"]]) == root for row in gone
+        )
+        counts["right"] += right
+        counts["wrong"] += len(gone) - right
+        counts["missed"] += max(0, len(members) - 1 - right)
+    return precision_recall(counts["right"], counts["wrong"], counts["missed"])
+
+
+def _root(known: dict, page: dict[str, Any]) -> str:
+    while page["duplicate_of"] in known:
+        page = known[page["duplicate_of"]]
+    return page["record_id"]
+
+
+def _pii(known: dict, kept: dict[str, str], found: dict[str, list[str]]) -> dict[str, Any]:
+    """Replacing planted addresses in the kept pages, each occurrence counted; those that extraction lost aside."""
+    counts = Counter()
+    for record_id, text in kept.items():
+        page = known.get(record_id)
+        if page is None:
+            continue
+        planted = set(page["emails"] or []) | set(page["ips"] or [])
+        replaced = found.get(record_id, [])
+        right = sum(address in planted for address in replaced)
+        left = sum(text.count(address) for address in planted)
+        counts["right"] += right
+        counts["wrong"] += len(replaced) - right
+        counts["missed"] += left
+        counts["not_in_text"] += sum(address not in replaced and address not in text for address in planted)
+    scores = precision_recall(counts["right"], counts["wrong"], counts["missed"])
+    return scores | {"not_in_text": counts["not_in_text"]}
+
+
+def word_f1(text: str, reference: str) -> tuple[float, float, float]:
+    """(precision, recall, F1) of a text's words, as a bag, against a reference's."""
+    ours, theirs = (Counter(w for w in tokenize(t.lower()) if w[0].isalnum()) for t in (text, reference))
+    shared = (ours & theirs).total()
+    if not shared:
+        return (float(not ours), float(not theirs), float(ours == theirs))
+    precision, recall = shared / ours.total(), shared / theirs.total()
+    return precision, recall, 2 * precision * recall / (precision + recall)
+
+
+def _extraction(known: dict, kept: dict[str, str]) -> dict[str, Any]:
+    """Mean word precision, recall and F1 of the kept documents against the planted main text."""
+    scores = [word_f1(text, known[r]["text"]) for r, text in kept.items() if r in known and known[r]["text"]]
+    if not scores:
+        return {"documents": 0}
+    means = [round(sum(column) / len(scores), 4) for column in zip(*scores, strict=True)]
+    return dict(zip(("precision", "recall", "f1"), means, strict=True)) | {"documents": len(scores)}

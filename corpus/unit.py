@@ -1,0 +1,307 @@
+"""The unit of work: one archive file in, its ledger, its candidate documents and their signatures out.
+
+A pure function of the file's bytes, the settings and this room's code. A unit is written beside its place and
+renamed onto it when whole, so a re-run takes up what is finished. A page that kills or hangs the parser kills only
+its worker: the place where it stood is on disk, and the next worker steps over it.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import resource
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from corpus import dedup, ledger
+from corpus.config import CleanConfig
+from corpus.extract import MainText, extract_page, plain_text
+from corpus.language import identify
+from corpus.quality import Verdict, judge
+from corpus.urls import UrlFilter, host_of
+from corpus.warc import BrokenRecord, Record, read_records
+from corpus.words import Words
+
+CANDIDATE_SCHEMA = ledger.DOCUMENT_SCHEMA.append(pa.field("n_words", pa.int64())).append(
+    pa.field("row", pa.int64())  # its row in the unit's ledger
+)
+PROGRESS_EVERY = 50  # records
+
+
+@dataclass(frozen=True)
+class UnitTask:
+    """What a worker needs to clean one file. `folder` is where the finished unit will stand."""
+
+    name: str
+    source: str
+    crawl: str
+    folder: Path
+    config: CleanConfig
+    limited: bool = (
+        True  # hold each page to page_cpu_seconds; off where the work runs in the caller's process
+    )
+
+
+@dataclass(slots=True)
+class Ended:
+    """Where a record ended: the ledger's columns that say so."""
+
+    outcome: str
+    stage: str | None = None
+    rule: str | None = None
+    value: float | None = None
+    threshold: float | None = None
+    detail: str | None = None
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A page that passed everything but deduplication."""
+
+    record: Record
+    row: int
+    words: Words
+    language: str
+    score: float
+
+
+@dataclass
+class _Unit:
+    rows: list[dict] = field(default_factory=list)
+    candidates: list[Candidate] = field(default_factory=list)
+    counts: Counter = field(default_factory=Counter)
+
+
+def partial_folder(task: UnitTask) -> Path:
+    """Where the unit is written until it is whole."""
+    return task.folder.with_name(task.folder.name + ".partial")
+
+
+def crash_file(task: UnitTask) -> Path:
+    """Names the records of the unit that killed a worker: {byte offset: rule or number of deaths}."""
+    return task.folder.with_name(task.folder.name + ".crashes.json")
+
+
+def note_death(task: UnitTask, exit_code: int) -> None:
+    """Called by the pool when a worker died: remember the record it stood at.
+
+    A page that used up its processor time is given up at once; any other death is forgiven once, because workers
+    are also killed by people and by the kernel when memory is short.
+    """
+    place = partial_folder(task) / "at"
+    if not place.is_file():
+        return
+    at = place.read_text().strip()
+    if not at:
+        return
+    crashes = _crashes(task)
+    too_slow = exit_code == -signal.SIGXCPU
+    before = crashes.get(at)
+    crashes[at] = "cpu_time" if too_slow else "parser_crash" if before else "once"
+    file = crash_file(task)
+    file.with_suffix(".tmp").write_text(json.dumps(crashes))
+    file.with_suffix(".tmp").replace(file)
+
+
+def _crashes(task: UnitTask) -> dict[str, str]:
+    file = crash_file(task)
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def clean_unit(task: UnitTask, progress: Callable[[int], None] = lambda amount: None) -> Path:
+    """Clean one file into task.folder (unless it stands there already) and return the folder."""
+    if (task.folder / "unit.json").is_file():
+        return task.folder
+    partial = partial_folder(task)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    unit = _read_all(task, partial, progress)
+    _write(task, unit, partial)
+    (partial / "at").unlink()
+    shutil.rmtree(task.folder, ignore_errors=True)
+    partial.rename(task.folder)
+    crash_file(task).unlink(missing_ok=True)
+    return task.folder
+
+
+def _read_all(task: UnitTask, partial: Path, progress: Callable[[int], None]) -> _Unit:
+    unit, given_up = _Unit(), _crashes(task)
+    urls = UrlFilter(task.config.blocked_domains, task.config.blocked_words)
+    at, reached = os.open(partial / "at", os.O_WRONLY | os.O_CREAT, 0o644), 0
+    try:
+        for number, record in enumerate(read_records(task.source, task.name, unit.counts)):
+            os.pwrite(at, f"{record.warc_offset:<20}".encode(), 0)
+            if task.limited:
+                _limit_cpu(task.config.page_cpu_seconds)
+            reason = given_up.get(str(record.warc_offset))
+            if reason in ("cpu_time", "parser_crash"):
+                ended, candidate = _given_up(reason, task.config), None
+            else:
+                ended, candidate = judge_record(record, task.config, urls)
+            if candidate:
+                candidate.row = len(unit.rows)
+                unit.candidates.append(candidate)
+            unit.rows.append(ledger_row(record, ended, task))
+            if number % PROGRESS_EVERY == 0:
+                progress(max(0, record.warc_offset - reached))
+                reached = max(reached, record.warc_offset)
+    finally:
+        os.close(at)
+        if task.limited:
+            _limit_cpu(None)
+    return unit
+
+
+def _limit_cpu(seconds: int | None) -> None:
+    """Let this process use so much more processor time; the kernel ends it (SIGXCPU) when that is spent."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    soft = hard if seconds is None else math.ceil(time.process_time()) + seconds
+    with contextlib.suppress(ValueError):  # a hard limit below ours is stricter already
+        resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
+
+
+def _given_up(rule: str, config: CleanConfig) -> Ended:
+    if rule == "cpu_time":
+        seconds = float(config.page_cpu_seconds)
+        return Ended(
+            ledger.FAILED, "extraction", rule, seconds, seconds, "the page used up its processor time"
+        )
+    return Ended(ledger.FAILED, "extraction", rule, None, None, "the page killed the parser twice")
+
+
+def judge_record(
+    record: Record | BrokenRecord, config: CleanConfig, urls: UrlFilter
+) -> tuple[Ended, Candidate | None]:
+    """Take one record through every step that needs no other record."""
+    if isinstance(record, BrokenRecord):
+        return Ended(ledger.FAILED, "read", record.rule, detail=record.detail), None
+    ended = not_a_page(record, config)
+    if ended:
+        return ended, None
+    rejected = urls.reject(record.url)
+    if rejected:
+        return Ended(ledger.DROPPED, "url", rejected[0], detail=rejected[1]), None
+    try:
+        page = _main_text(record)
+    except Exception as error:  # the parser's own; the record is kept in the ledger as failed
+        return Ended(
+            ledger.FAILED, "extraction", "parser_error", detail=f"{type(error).__name__}: {error}"[:200]
+        ), None
+    if not page.text:
+        return Ended(ledger.DROPPED, "extraction", "no_main_text", 0.0, 1.0), None
+    if len(page.text) > config.max_text_chars:
+        size, limit = float(len(page.text)), float(config.max_text_chars)
+        return Ended(ledger.DROPPED, "extraction", "too_long", size, limit), None
+    return _judge_text(record, page, config)
+
+
+def not_a_page(record: Record, config: CleanConfig) -> Ended | None:
+    """Why a readable record has no page to extract, or None."""
+    if record.kind == "revisit":
+        return Ended(ledger.DROPPED, "read", "revisit", detail="its page stands in another record")
+    if record.status is not None and record.status != 200:
+        return Ended(ledger.DROPPED, "read", "http_status", float(record.status), 200.0)
+    if record.kind not in ("html", "text"):
+        return Ended(ledger.DROPPED, "read", "not_text", detail=record.content_type[:80] or None)
+    if not record.payload.strip():
+        return Ended(ledger.DROPPED, "read", "empty", 0.0, 1.0)
+    if len(record.payload) > config.max_page_bytes:
+        return Ended(
+            ledger.DROPPED, "read", "too_large", float(len(record.payload)), float(config.max_page_bytes)
+        )
+    return None
+
+
+def _main_text(record: Record) -> MainText:
+    if record.kind == "html":
+        return extract_page(record.payload, record.http_charset)
+    return plain_text(record.payload, record.http_charset)
+
+
+def _judge_text(record: Record, page: MainText, config: CleanConfig) -> tuple[Ended, Candidate | None]:
+    language, score = identify(page.text)
+    if config.languages and language not in config.languages:
+        return Ended(ledger.DROPPED, "language", "other_language", score, None, language), None
+    if score < config.language_score:
+        return Ended(
+            ledger.DROPPED, "language", "uncertain_language", score, config.language_score, language
+        ), None
+    verdict = judge(Words.of(page.text, page.title is not None), language, config.thresholds)
+    if isinstance(verdict, Verdict):
+        return Ended(
+            ledger.DROPPED, "quality", verdict.rule, verdict.value, verdict.threshold, language
+        ), None
+    return Ended(ledger.KEPT), Candidate(record, 0, verdict, language, score)
+
+
+def ledger_row(record: Record | BrokenRecord, ended: Ended, task: UnitTask) -> dict:
+    """One row of LEDGER_SCHEMA."""
+    return {
+        "record_id": record.record_id,
+        "url": record.url,
+        "host": host_of(record.url),
+        "crawl": task.crawl,
+        "warc_file": task.name,
+        "warc_offset": record.warc_offset,
+        "warc_length": record.warc_length,
+        "outcome": ended.outcome,
+        "stage": ended.stage,
+        "rule": ended.rule,
+        "value": ended.value,
+        "threshold": ended.threshold,
+        "detail": ended.detail,
+        "duplicate_of": None,
+        "config_hash": task.config.hash,
+    }
+
+
+def document_row(candidate: Candidate, crawl: str) -> dict:
+    """One row of CANDIDATE_SCHEMA."""
+    record, text = candidate.record, candidate.words.text
+    return {
+        "record_id": record.record_id,
+        "url": record.url,
+        "host": host_of(record.url),
+        "crawl": crawl,
+        "date": record.date,
+        "language": candidate.language,
+        "language_score": candidate.score,
+        "text": text,
+        "n_bytes": len(text.encode()),
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "n_words": candidate.words.n_words,
+        "row": candidate.row,
+    }
+
+
+def _write(task: UnitTask, unit: _Unit, partial: Path) -> None:
+    ledger.write_parquet(unit.rows, ledger.LEDGER_SCHEMA, partial / "ledger.parquet")
+    documents = [document_row(c, task.crawl) for c in unit.candidates]
+    ledger.write_parquet(documents, CANDIDATE_SCHEMA, partial / "documents.parquet")
+    signed = dedup.sign([(c.record.record_id, c.record.url, c.words) for c in unit.candidates], task.config)
+    np.savez(
+        partial / "signatures.npz",
+        lengths=signed.lengths,
+        urls=signed.urls,
+        texts=signed.texts,
+        bands=signed.bands,
+    )
+    about = {"name": task.name, "rows": len(unit.rows), "counts": dict(sorted(unit.counts.items()))}
+    (partial / "unit.json").write_text(json.dumps(about))
+
+
+def read_signatures(folder: Path) -> dedup.Signatures:
+    """The signatures of a finished unit."""
+    ids = pq.read_table(folder / "documents.parquet", columns=["record_id"])["record_id"].to_pylist()
+    with np.load(folder / "signatures.npz") as arrays:
+        return dedup.Signatures(ids, arrays["lengths"], arrays["urls"], arrays["texts"], arrays["bands"])
