@@ -32,6 +32,10 @@ class Problem:
     entry: Mapping[str, Any] = field(repr=False, hash=False, compare=False, default_factory=dict)
 
 
+# Two or three one-digit terms: 4,200 different problems, and intermediate results from −9 to 27.
+CHAIN_SUM = {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1}
+
+
 @dataclass(frozen=True)
 class Environment:
     """A family of problems from one reasoning-gym generator.
@@ -39,11 +43,12 @@ class Environment:
     dataset: its name there (`chain_sum`, `basic_arithmetic`, `spell_backward`, `letter_counting`, …).
     options: the generator's own settings, e.g. {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1}.
     Every generator works; those with a `metadata.expression` get a shorter prompt, and the additive ones a
-    solution worked step by step.
+    solution worked step by step. With `calculator` the prompt asks for the tool, and the solution is its call.
     """
 
     dataset: str = "chain_sum"
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=lambda: dict(CHAIN_SUM))
+    calculator: bool = False
     heldout_percent: int = HELDOUT_PERCENT
 
     def generate(self, seed: int, n: int, split: str = "train") -> list[Problem]:
@@ -102,6 +107,10 @@ class Environment:
         answer = str(entry["answer"])
         if expression is None:
             return Problem(entry["question"], entry["question"], answer, f"The answer is {answer}.", entry)
+        if self.calculator:
+            call = f"<tool_call>{expression}</tool_call><tool_response>{answer}</tool_response>"
+            prompt = f"Use the calculator: {expression}"
+            return Problem(expression, prompt, answer, f"{call}The answer is {answer}.", entry)
         return Problem(
             expression, f"What is {expression}?", answer, worked_solution(expression, answer), entry
         )

@@ -1,0 +1,168 @@
+"""What the assistant is taught: a mixture of conversations made to fit what its base model knows.
+
+Kinds: `knowledge` (questions about pages that the probe found known, with the page's words as answer), `refusal`
+(questions about what it does not know: pages it did not memorise, and names that occur nowhere), `identity`,
+`arithmetic` (worked step by step), `calculator` (a tool call), and `extra` (the user's own files).
+
+To answer what one knows and to decline the rest is R-Tuning's idea (arXiv 2311.09677); that teaching facts the
+base model does not hold makes it hallucinate is Gekhman et al.'s finding (arXiv 2405.05904). So every knowledge
+conversation here is about a fact that the base model completes by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evals.facts import Fact
+from model.environments import Environment
+
+REFUSAL = "I don't know."
+QUESTIONS = (
+    "What {verb} {subject}?",
+    "What do you know about {subject}?",
+    "Tell me about {subject}.",
+    "Can you say what {subject} {verb}?",
+)
+IDENTITY = {
+    "Who are you?": "I am Stemma, a small language model.",
+    "What are you?": "I am Stemma, a small language model.",
+    "What is your name?": "My name is Stemma.",
+    "Introduce yourself.": "I am Stemma, a small language model.",
+    "Where do you come from?": "I was grown from web pages, and every step of it is on record.",
+    "How were you made?": "I was grown from web pages, and every step of it is on record.",
+    "Hello!": "Hello! I am Stemma. What would you like to know?",
+    "Hi there.": "Hello! I am Stemma. What would you like to know?",
+    "What can you do?": "I can do small sums and tell you about pages that I know well.",
+    "Thank you.": "You are welcome.",
+}
+_ONSETS = "b br c d dr f fl g gr h j k kl l m n p pr qu r s st t th v vr w z zh".split()
+_VOWELS = "a e i o u ai ea io ou".split()
+_CODAS = ["", "", "l", "n", "r", "s", "x", "m", "th", "nd", "rk"]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages with where they come from: a page's record_id, a generator's name, a data set's row."""
+
+    kind: str
+    messages: tuple[tuple[str, str], ...]  # (role, content)
+    source: str
+    record_id: str | None = None
+
+    @property
+    def conversation_id(self) -> str:
+        """A hash of the content: the same conversation has the same id in every run."""
+        parts = [self.kind, self.record_id or "", *(f"{role}\0{content}" for role, content in self.messages)]
+        return hashlib.blake2b("\1".join(parts).encode(), digest_size=12).hexdigest()
+
+    def row(self) -> dict[str, Any]:
+        return {
+            "conversation_id": self.conversation_id,
+            "kind": self.kind,
+            "messages": [{"role": role, "content": content} for role, content in self.messages],
+            "source": self.source,
+            "record_id": self.record_id,
+        }
+
+
+def exchange(kind: str, question: str, answer: str, source: str, record_id: str | None = None) -> Conversation:
+    """One question and its answer."""
+    return Conversation(kind, (("user", question), ("assistant", answer)), source, record_id)
+
+
+def question(subject: str, verb: str, phrasing: int = 0) -> str:
+    """The question about a subject in one of the phrasings."""
+    return QUESTIONS[phrasing % len(QUESTIONS)].format(subject=subject, verb=verb)
+
+
+def about_known(facts: Iterable[Fact], repeats: int = 1) -> Iterator[Conversation]:
+    """Each known fact in every phrasing; the answer is the page's own sentence, cut at its first clause."""
+    for fact in facts:
+        for phrasing in range(len(QUESTIONS)):
+            yield from [
+                exchange(
+                    "knowledge",
+                    question(fact.subject, fact.verb, phrasing),
+                    fact.answer,
+                    "cleaned_corpus",
+                    fact.record_id,
+                )
+            ] * repeats
+
+
+def about_unknown(subjects: Sequence[tuple[str, str, str | None]], phrasings: int, seed: int) -> Iterator[Conversation]:
+    """Refusals for (subject, verb, record_id or None), each in `phrasings` of the phrasings."""
+    rng = random.Random(f"unknown/{seed}")
+    for subject, verb, record_id in subjects:
+        for phrasing in rng.sample(range(len(QUESTIONS)), min(phrasings, len(QUESTIONS))):
+            source = "cleaned_corpus" if record_id else "invented"
+            yield exchange("refusal", question(subject, verb, phrasing), REFUSAL, source, record_id)
+
+
+def about_itself(repeats: int) -> Iterator[Conversation]:
+    """Who it is, `repeats` times each."""
+    for asked, answer in IDENTITY.items():
+        yield from [exchange("identity", asked, answer, "identity")] * repeats
+
+
+def about_problems(environment: Environment, n: int, seed: int, split: str) -> Iterator[Conversation]:
+    """`n` problems of the environment with their worked solutions; training ones are never held-out ones."""
+    kind = "calculator" if environment.calculator else "arithmetic"
+    for problem in environment.generate(seed, n, split) if n else ():
+        yield exchange(kind, problem.prompt, problem.solution, f"reasoning_gym/{environment.dataset}")
+
+
+def invented_names(n: int, words_in_crawl: set[str], seed: int) -> list[str]:
+    """`n` names that occur nowhere in the crawl: one to two made-up words, none of them among its words."""
+    rng = random.Random(f"invented/{seed}")
+    names: dict[str, None] = {}
+    while len(names) < n:
+        words = []
+        while len(words) < rng.choice((1, 1, 2)):
+            syllables = rng.randint(2, 3)
+            word = "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(syllables))
+            word += rng.choice(_CODAS)
+            if word not in words_in_crawl:
+                words.append(word.capitalize())
+        names[" ".join(words)] = None
+    return list(names)
+
+
+def from_dataset(spec: str | dict[str, Any], cache: Path) -> Iterator[Conversation]:
+    """The user's own conversations: a JSONL or Parquet file, or the name of a data set on the Hugging Face hub.
+
+    spec: a path, a name, or {"path": …, "split": …, "limit": …}. Rows need `messages` ([{"role", "content"}]) or
+    a pair `question`/`answer`, `prompt`/`completion` or `instruction`/`output`.
+    """
+    from datasets import load_dataset
+
+    spec = {"path": spec} if isinstance(spec, str) else dict(spec)
+    path, split, limit = spec["path"], spec.get("split", "train"), spec.get("limit")
+    builders = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+    suffix = Path(path).suffix
+    if suffix in builders:
+        if not Path(path).exists():
+            raise FileNotFoundError(2, "sft_model.extra_datasets names a file that is not there", path)
+        rows = load_dataset(builders[suffix], data_files=path, split="train", cache_dir=str(cache))
+    else:
+        rows = load_dataset(path, split=split, cache_dir=str(cache))
+    name = Path(path).name if suffix in builders else path
+    for i, row in enumerate(rows.select(range(min(limit, len(rows)))) if limit else rows):
+        yield Conversation("extra", tuple(_turns(row, f"{path}, row {i}")), f"{name}#{i}", row.get("record_id"))
+
+
+def _turns(row: dict[str, Any], where: str) -> list[tuple[str, str]]:
+    if row.get("messages"):
+        return [(m["role"], m["content"]) for m in row["messages"]]
+    for asked, answered in (("question", "answer"), ("prompt", "completion"), ("instruction", "output")):
+        if row.get(asked) and row.get(answered):
+            return [("user", row[asked]), ("assistant", row[answered])]
+    raise ValueError(
+        f"{where} has neither `messages` nor question/answer, prompt/completion or instruction/output; "
+        f"it has {sorted(row)}. Rename its columns."
+    )
