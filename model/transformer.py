@@ -241,12 +241,16 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        cos, sin = rope_tables(config)
-        self.register_buffer("rope_cos", cos, persistent=False)
-        self.register_buffer("rope_sin", sin, persistent=False)
+        self.make_rope_tables()
         self.init_weights()
         if config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
+
+    def make_rope_tables(self) -> None:
+        """Compute the rotary tables; to be repeated when a model made on the meta device got its weights."""
+        cos, sin = rope_tables(self.config)
+        self.register_buffer("rope_cos", cos, persistent=False)
+        self.register_buffer("rope_sin", sin, persistent=False)
 
     @torch.no_grad()
     def init_weights(self) -> None:
