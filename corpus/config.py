@@ -4,9 +4,54 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 from corpus.quality import DEFAULT_THRESHOLDS
+
+BLOCKED_WORDS = (
+    "hentai",
+    "milf",
+    "porn",
+    "pornhub",
+    "porno",
+    "pornstar",
+    "sexcam",
+    "xhamster",
+    "xvideos",
+    "xxx",
+)
+SUSPECT_WORDS = (
+    *(
+        "adult",
+        "betting",
+        "bonus",
+        "cam",
+        "cams",
+        "casino",
+        "casinos",
+        "erotic",
+        "escort",
+        "escorts",
+        "free",
+        "fuck",
+    ),
+    *(
+        "gambling",
+        "girls",
+        "hardcore",
+        "jackpot",
+        "naked",
+        "nude",
+        "nudes",
+        "poker",
+        "pussy",
+        "sex",
+        "sexy",
+        "slots",
+    ),
+    *("viagra", "webcam", "webcams"),
+)
 
 
 @dataclass(frozen=True)
@@ -16,7 +61,8 @@ class CleanConfig:
     languages: language codes to keep, e.g. ("en",) (ISO 639-1); empty keeps every language.
     language_score: least certainty of the language, 0..1 (FineWeb: 0.65).
     blocked_domains: domains whose pages, and whose subdomains' pages, are dropped.
-    blocked_words: words that drop a page when one stands in its URL as a whole word.
+    blocked_words: words that drop a page when one stands in its URL as a whole word (default: adult sites).
+    suspect_words: words that drop a page when two of them stand in its URL.
     max_page_bytes: larger pages are dropped unread (Common Crawl cuts pages at 1 to 5 MiB).
     max_text_chars: longer main texts are dropped (books of logs; the rules' cost grows with length).
     page_cpu_seconds: processor time, not wall-clock time, after which a page is given up as failed.
@@ -38,7 +84,8 @@ class CleanConfig:
     languages: tuple[str, ...] = ("en",)
     language_score: float = 0.65
     blocked_domains: tuple[str, ...] = ()
-    blocked_words: tuple[str, ...] = ()
+    blocked_words: tuple[str, ...] = BLOCKED_WORDS
+    suspect_words: tuple[str, ...] = SUSPECT_WORDS
     max_page_bytes: int = 8 << 20
     max_text_chars: int = 1_000_000
     page_cpu_seconds: int = 20
@@ -57,7 +104,7 @@ class CleanConfig:
     failure_rate_records: int = 100
 
     def __post_init__(self):
-        for name in ("languages", "blocked_domains", "blocked_words"):
+        for name in ("languages", "blocked_domains", "blocked_words", "suspect_words"):
             value = getattr(self, name)
             if isinstance(value, str):
                 raise ValueError(f"cleaned_corpus.{name} is a list, e.g. [{value}], not the text '{value}'.")
@@ -86,7 +133,7 @@ class CleanConfig:
             )
         return cls(**(section or {}))
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """16 hex digits that name these settings: the ledger's `config_hash`."""
         text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))

@@ -79,18 +79,23 @@ def decode(data: bytes, charset: str | None = None) -> str:
     for mark, name in BOMS:
         if data.startswith(mark):
             return data[len(mark) :].decode(name, "replace")
-    declared = map_encoding_to_html5(charset, fallback_utf8=False) if charset else None
-    for name in (declared, detect_encoding(data, from_html_meta=True), detect_encoding(data)):
-        text = _decode_as(data, name)
+    guesses = (
+        lambda: map_encoding_to_html5(charset, fallback_utf8=False) if charset else None,
+        lambda: detect_encoding(data, from_html_meta=True),
+        lambda: detect_encoding(data),
+    )
+    for guess in guesses:
+        name = guess()
+        text = _decode_as(data, name) if name else None
         if text is not None:
             return text
     return data.decode("utf-8", "replace")
 
 
-def _decode_as(data: bytes, name: str | None) -> str | None:
+def _decode_as(data: bytes, name: str) -> str | None:
     """The text, or None where the bytes are plainly in another encoding (more than 1 % of signs unreadable)."""
     try:
-        text = data.decode(name or "utf-8", "replace")
+        text = data.decode(name, "replace")
     except LookupError:
         return None
     return text if text.count("\ufffd") * 100 <= len(text) else None

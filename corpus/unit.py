@@ -136,7 +136,7 @@ def clean_unit(task: UnitTask, progress: Callable[[int], None] = lambda amount: 
 
 def _read_all(task: UnitTask, partial: Path, progress: Callable[[int], None]) -> _Unit:
     unit, given_up = _Unit(), _crashes(task)
-    urls = UrlFilter(task.config.blocked_domains, task.config.blocked_words)
+    urls = UrlFilter(task.config.blocked_domains, task.config.blocked_words, task.config.suspect_words)
     at, reached = os.open(partial / "at", os.O_WRONLY | os.O_CREAT, 0o644), 0
     try:
         for number, record in enumerate(read_records(task.source, task.name, unit.counts)):

@@ -40,10 +40,17 @@ def canonical_url(url: str) -> str:
 class UrlFilter:
     """Says why a URL is not wanted. Holds sets, so a look-up costs microseconds whatever the lists' length."""
 
-    def __init__(self, blocked_domains: Iterable[str] = (), blocked_words: Iterable[str] = ()):
-        """`blocked_domains` cover their subdomains; `blocked_words` are whole words of host, path or query."""
+    def __init__(
+        self,
+        blocked_domains: Iterable[str] = (),
+        blocked_words: Iterable[str] = (),
+        suspect_words: Iterable[str] = (),
+    ):
+        """`blocked_domains` cover their subdomains; words are whole words of host, path or query, and of the
+        `suspect_words` it takes two."""
         self.domains = frozenset(d.strip().lower().strip(".") for d in blocked_domains)
         self.words = frozenset(w.strip().lower() for w in blocked_words)
+        self.suspects = frozenset(w.strip().lower() for w in suspect_words)
 
     def reject(self, url: str) -> tuple[str, str] | None:
         """(rule, detail) of the first rule that the URL breaks, or None."""
@@ -55,8 +62,10 @@ class UrlFilter:
             domain = ".".join(labels[start:])
             if domain in self.domains:
                 return "blocked_domain", domain
-        if self.words:
-            found = sorted(self.words.intersection(WORD.findall(url.lower())))
-            if found:
-                return "blocked_word", found[0]
+        words = set(WORD.findall(url.lower()))
+        blocked, suspects = sorted(self.words & words), sorted(self.suspects & words)
+        if blocked:
+            return "blocked_word", blocked[0]
+        if len(suspects) > 1:
+            return "suspect_words", " ".join(suspects)
         return None

@@ -1,8 +1,8 @@
 """One tokenisation of a document that serves every quality rule and the shingles of deduplication.
 
-Words are runs of letters, digits and marks (with inner apostrophes); every other visible sign is a token of its
-own, as in the tokenisers of published pipelines; Chinese and Japanese characters are one word each. Tokens are
-held once per distinct word, so rules work on small integer arrays instead of strings.
+Words are runs of letters, digits and marks, with inner dots; every other visible sign is a token of its own, as in
+the tokenisers of published pipelines; Chinese and Japanese characters are one word each. Tokens are held once per
+distinct word, so rules work on small integer arrays instead of strings.
 """
 
 import re
@@ -14,8 +14,11 @@ import xxhash
 
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 HAS_CJK = re.compile(f"[{CJK}]")
-TOKEN = re.compile(r"\w+(?:['’]\w+)*|\.\.\.|[^\w\s]")
-TOKEN_CJK = re.compile(rf"[{CJK}]|[^\W{CJK}]+(?:['’][^\W{CJK}]+)*|\.\.\.|[^\w\s]")
+# "U.S.", "example.com", "1,000.50" and "10:30" are one token, "Ann's" and "don't" are two, as spaCy has them.
+TOKEN = re.compile(r"(?:[^\W\d_]\.){2,}|\w+(?:\.\w+|(?<=\d)[,:]\d+)*|['’]\w+|\.\.\.|[^\w\s]")
+TOKEN_CJK = re.compile(
+    rf"[{CJK}]|[^\W{CJK}]+(?:\.[^\W{CJK}]+|(?<=\d)[,:]\d+)*|['’][^\W{CJK}]+|\.\.\.|[^\w\s]"
+)
 PRIME = np.uint64(0x9E3779B97F4A7C15)  # odd, high entropy: the multiplier of the rolling n-gram hash
 
 
@@ -67,7 +70,7 @@ class Words:
     def is_word(self) -> np.ndarray:
         """Whether each token is a word and not a sign: (N,) bool."""
         distinct, ids = self._vocabulary
-        return np.array([w[0].isalnum() or len(w) > 3 or w[0] == "_" for w in distinct], dtype=bool)[ids]
+        return np.array([any(map(str.isalnum, w)) for w in distinct], dtype=bool)[ids]
 
     @cached_property
     def has_letter(self) -> np.ndarray:
