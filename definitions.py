@@ -1,5 +1,6 @@
 """The front door: Dagster's code location. Gathers the rooms and does nothing else."""
 
+import warnings
 from pathlib import Path
 
 import dagster as dg
@@ -12,6 +13,8 @@ from resources.dvc_ledger import DvcLedger
 from resources.launch import TrainingLauncher
 from resources.tracking import MlflowTracker
 from resources.workspace import Workspace
+
+warnings.filterwarnings("ignore", category=dg.BetaWarning)  # code references are beta; the UI shows them well
 
 ROOT = Path(__file__).resolve().parent
 

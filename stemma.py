@@ -298,7 +298,9 @@ def _status_table(rows: list[dict[str, Any]]) -> Any:
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("asset", "version", "state", "numbers", "seconds"):
-        table.add_column(column, justify="right" if column == "seconds" else "left")
+        table.add_column(
+            column, justify="right" if column == "seconds" else "left", no_wrap=column in ("asset", "version")
+        )
     colours = {"current": "green", "stale": "yellow", "missing": "red"}
     for row in rows:
         state = f"[{colours[row['state']]}]{row['state']}[/]"

@@ -21,9 +21,9 @@ def cleaned_corpus(run: StageRun) -> Evidence:
     """
     from corpus.clean import CleanConfig, clean_crawl
     from corpus.crawl import read_manifest
-    from corpus.ledger import check_conservation
-    from corpus.pii import scan_documents
-    from corpus.report import funnel_markdown, plot_funnel, truth_markdown
+    from corpus.ledger import check_conservation, document_dataset
+    from corpus.pii import find_pii
+    from corpus.report import markdown, plot_funnel
 
     crawl = run.inputs["raw_crawl"]
     files = read_manifest(crawl)
@@ -35,16 +35,19 @@ def cleaned_corpus(run: StageRun) -> Evidence:
         CleanConfig(**run.params),
         crawl=run.partition,
         truth=truth if truth.exists() else None,
+        hashes={f.file: f.sha256 for f in files},
     )
-    counts = check_conservation(run.out)
-    leaks = scan_documents(run.out / "documents")
-    tables = {"funnel": funnel_markdown(stats)}
-    if stats.truth:
-        tables["against the planted truth"] = truth_markdown(stats)
+    counts = check_conservation(run.out, records=sum(f.records for f in files))
+    leaks = [
+        row["record_id"]
+        for batch in document_dataset(run.out).to_batches(columns=["record_id", "text"])
+        for row in batch.to_pylist()
+        if find_pii(row["text"])
+    ]
     return Evidence(
         numbers={**counts, "words": stats.words, "bytes": stats.bytes},
         plot=plot_funnel(stats),
-        tables=tables,
+        tables={"funnel": markdown(stats)},
         checks={
             "nothing_vanishes": counts["records"] == counts["kept"] + counts["dropped"] + counts["failed"],
             "not_empty": counts["kept"] > 0,
@@ -53,7 +56,6 @@ def cleaned_corpus(run: StageRun) -> Evidence:
         check_notes={
             "nothing_vanishes": ", ".join(f"{name} {n:,}" for name, n in counts.items()),
             "not_empty": f"{counts['kept']:,} documents",
-            "no_personal_data": f"{len(leaks):,} documents with personal data left"
-            + "".join(f"; {leak}" for leak in leaks[:3]),
+            "no_personal_data": f"{len(leaks):,} documents with personal data left {leaks[:3] or ''}",
         },
     )

@@ -94,10 +94,10 @@ def stage(
     return lambda body: Stage(body, group, frozenset(kinds), checks or {}, tracked, registered, pool)
 
 
-class RebuildConfig(dg.Config):
-    """Launchpad settings. Everything else is a knob in params.yaml, so that dvc.lock tells the whole truth."""
-
-    force: bool = False
+# The Launchpad's only setting: every knob stands in params.yaml, so that dvc.lock tells the whole truth.
+LAUNCHPAD = {
+    "force": dg.Field(bool, default_value=False, description="Make it anew even if nothing has changed.")
+}
 
 
 def as_asset(stage: Stage, ledger: Any, partitions: dg.PartitionsDefinition) -> dg.AssetsDefinition:
@@ -124,25 +124,28 @@ def as_asset(stage: Stage, ledger: Any, partitions: dg.PartitionsDefinition) -> 
             dg.AssetCheckSpec(name, asset=stage.name, description=meaning, blocking=True)
             for name, meaning in stage.checks.items()
         ],
+        config_schema=LAUNCHPAD,
         output_required=False,
         pool=stage.pool or stage.name,
         required_resource_keys={"workspace", "ledger", "tracker", "launcher"},
         metadata={
-            **dg.CodeReferencesMetadataSet(
-                code_references=dg.CodeReferencesMetadataValue(
-                    code_references=[
-                        dg.LocalFileCodeReference(code.co_filename, code.co_firstlineno, "the stage's body"),
-                        dg.LocalFileCodeReference(str(ledger.root / "dvc.yaml"), 1, "its declaration"),
-                    ]
-                )
+            "dagster/code_references": dg.CodeReferencesMetadataValue(
+                code_references=[
+                    _reference(code.co_filename, code.co_firstlineno, "the stage's body"),
+                    _reference(str(ledger.root / "dvc.yaml"), 1, "its declaration"),
+                ]
             )
         },
     )
-    def compute(context: dg.AssetExecutionContext, config: RebuildConfig):
+    def compute(context):
         name = f"{stage.name}@{context.partition_key}" if partitioned else stage.name
-        yield from _materialize(context, stage, name, force=config.force)
+        yield from _materialize(context, stage, name, force=context.op_execution_context.op_config["force"])
 
     return compute
+
+
+def _reference(path: str, line: int, label: str) -> dg.LocalFileCodeReference:
+    return dg.LocalFileCodeReference(file_path=path, line_number=line, label=label)
 
 
 def asset_of(path: str) -> str:

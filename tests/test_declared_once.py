@@ -1,0 +1,75 @@
+"""Invariant 1: what dvc.yaml declares is what runs, and Dagster shows the same."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOMS = ("corpus", "model", "evals")
+ENTRIES = {  # the modules that a stage's body calls, as assets/<stage>.py names them
+    "raw_crawl": ["corpus.crawl"],
+    "cleaned_corpus": ["corpus.clean"],
+    "tokenizer": ["model.tokenizer"],
+    "base_model": ["model.pretrain"],
+    "sft_model": ["evals.probes", "model.sft"],
+    "rl_model": ["model.rl"],
+    "eval_reports": ["evals.report"],
+}
+DECIDE_NOTHING = {  # how work is spread, shown or logged: no byte of an output depends on them
+    "corpus/__init__.py",
+    "corpus/pool.py",
+    "corpus/report.py",
+    "evals/__init__.py",
+    "model/__init__.py",
+    "model/run_log.py",
+}
+
+
+def imported(root: Path, module: str) -> set[str]:
+    """Files of the rooms that a module imports anywhere in its body."""
+    found = set()
+    tree = ast.parse((root / (module.replace(".", "/") + ".py")).read_text())
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
+        found |= {n for n in names if n.split(".")[0] in ROOMS and (root / (n.replace(".", "/") + ".py")).exists()}
+    return found
+
+
+def closure(root: Path, modules: list[str]) -> set[str]:
+    """Files that running these modules may execute, found by following imports."""
+    seen, queue = set(), list(modules)
+    while queue:
+        module = queue.pop()
+        if module not in seen:
+            seen.add(module)
+            queue += imported(root, module)
+    return {module.replace(".", "/") + ".py" for module in seen}
+
+
+@pytest.mark.parametrize("asset", ENTRIES)
+def test_dvc_yaml_names_all_code_that_decides_a_stage(root: Path, asset: str):
+    from resources.dvc_ledger import DvcLedger
+
+    declared = next(s for s in DvcLedger(root).stages().values() if s.asset == asset)
+    needed = closure(root, ENTRIES[asset]) - DECIDE_NOTHING
+    assert needed == set(declared.code_deps)
+
+
+def test_dagster_shows_the_dependencies_and_code_versions_of_dvc_yaml(root: Path):
+    import dagster as dg
+
+    import definitions
+
+    ledger = definitions.defs.resources["ledger"]
+    graph = definitions.defs.resolve_asset_graph()
+    for stage in ledger.stages().values():
+        node = graph.get(dg.AssetKey(stage.asset))
+        upstream = {ledger.stages()[name].asset for name in ledger.upstream(stage.name)}
+        assert {key.to_user_string() for key in node.parent_keys} == upstream
+        assert node.code_version == ledger.code_version(stage.asset)
