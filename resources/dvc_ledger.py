@@ -151,10 +151,10 @@ class DvcLedger:
             stage = _dvc_stage(repo, name)
             reasons = []
             for dep in stage.deps:
-                for path, status in dep.status().items():
-                    reasons += _reasons(path, status, declared)
+                for status in dep.status().values():
+                    reasons += _reasons(dep.def_path, status)
             for out in stage.outs:
-                reasons += [_out_reason(path, status) for path, status in out.status().items()]
+                reasons += [_out_reason(out.def_path, status) for status in out.status().values()]
             if stage.changed_stage():
                 reasons.append("its command in dvc.yaml changed")
         return reasons
@@ -219,7 +219,7 @@ class DvcLedger:
         with self.workspace.plain_errors(f"dvc commit {name}"), self._repo() as repo:
             try:
                 self._drop_damaged(repo, name)
-                self._unless_busy(lambda: repo.commit(target=name, force=True))
+                self._unless_busy(lambda: _commit(_dvc_stage(repo, name)))
             except DvcException as error:
                 raise WorkspaceError(
                     f"DVC could not record {stage.out}: {error}. It stays in the workspace; mend that and run again."
@@ -488,7 +488,15 @@ def _overlap(one: str, other: str) -> bool:
 
 
 def _dvc_stage(repo: Repo, name: str) -> Any:
-    return repo.stage.load_one(name=name)
+    """DVC's own stage, found from whatever folder we run in."""
+    return repo.stage.load_one(path=os.path.join(repo.root_dir, "dvc.yaml"), name=name)
+
+
+def _commit(stage: Any) -> None:
+    """As `dvc commit -f`, but from any folder: DVC's run cache, left out here, works in the project's only."""
+    stage.save(run_cache=False)
+    stage.commit()
+    stage.dvcfile.dump_stages([stage], update_pipeline=False)
 
 
 def _entries(obj: Any) -> Iterable[tuple[tuple[str, ...], str]]:
@@ -512,7 +520,7 @@ def _not_cached(repo: Repo, folder: Path) -> str | None:
     return None
 
 
-def _reasons(path: str, status: Any, declared: Stage) -> list[str]:
+def _reasons(path: str, status: Any) -> list[str]:
     words = {
         "modified": "changed",
         "deleted": "is missing",
