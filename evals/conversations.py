@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +41,8 @@ IDENTITY = {
     "What can you do?": "I can do small sums and tell you about pages that I know well.",
     "Thank you.": "You are welcome.",
 }
-_ONSETS = "b br c d dr f fl g gr h j k kl l m n p pr qu r s st t th v vr w z zh".split()
-_VOWELS = "a e i o u ai ea io ou".split()
+_ONSETS = re.findall(r"\w+", "b br c d dr f fl g gr h j k kl l m n p pr qu r s st t th v vr w z zh")
+_VOWELS = ["a", "e", "i", "o", "u", "ai", "ea", "io", "ou"]
 _CODAS = ["", "", "l", "n", "r", "s", "x", "m", "th", "nd", "rk"]
 
 
@@ -70,7 +71,9 @@ class Conversation:
         }
 
 
-def exchange(kind: str, question: str, answer: str, source: str, record_id: str | None = None) -> Conversation:
+def exchange(
+    kind: str, question: str, answer: str, source: str, record_id: str | None = None
+) -> Conversation:
     """One question and its answer."""
     return Conversation(kind, (("user", question), ("assistant", answer)), source, record_id)
 
@@ -95,7 +98,9 @@ def about_known(facts: Iterable[Fact], repeats: int = 1) -> Iterator[Conversatio
             ] * repeats
 
 
-def about_unknown(subjects: Sequence[tuple[str, str, str | None]], phrasings: int, seed: int) -> Iterator[Conversation]:
+def about_unknown(
+    subjects: Sequence[tuple[str, str, str | None]], phrasings: int, seed: int
+) -> Iterator[Conversation]:
     """Refusals for (subject, verb, record_id or None), each in `phrasings` of the phrasings."""
     rng = random.Random(f"unknown/{seed}")
     for subject, verb, record_id in subjects:
@@ -153,7 +158,9 @@ def from_dataset(spec: str | dict[str, Any], cache: Path) -> Iterator[Conversati
         rows = load_dataset(path, split=split, cache_dir=str(cache))
     name = Path(path).name if suffix in builders else path
     for i, row in enumerate(rows.select(range(min(limit, len(rows)))) if limit else rows):
-        yield Conversation("extra", tuple(_turns(row, f"{path}, row {i}")), f"{name}#{i}", row.get("record_id"))
+        yield Conversation(
+            "extra", tuple(_turns(row, f"{path}, row {i}")), f"{name}#{i}", row.get("record_id")
+        )
 
 
 def _turns(row: dict[str, Any], where: str) -> list[tuple[str, str]]:

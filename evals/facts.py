@@ -15,25 +15,27 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-MAX_SUBJECT_WORDS = 5
 MIN_DEFINIENS_WORDS = 3  # with its article; "a plant" would be guessed too often
 MAX_DEFINIENS_WORDS = 10
 LINES_TO_READ = 4  # a title, perhaps a byline, then the lead paragraph
 
+_WORD = re.compile(r"[^\W_]+")
+
 # Subjects that name nothing by themselves, so that a question about them could not be understood.
 _EMPTY_SUBJECTS = frozenset(
-    "it this that these those he she they we you i there here who what which where when one all each some many "
-    "both most another the such his her its their our your my if as while although because".split()
+    _WORD.findall(
+        "it this that these those he she they we you i there here who what which where when one all each some many "
+        "both most another the such his her its their our your my if as while although because"
+    )
 )
 _DEFINITION = re.compile(
-    r"^(?P<subject>(?:(?:An?|The)\s+)?[^\s.,;:!?()\[\]\"“”]+(?:\s+[^\s.,;:!?()\[\]\"“”]+){0,%d})"
+    r"^(?P<subject>(?:(?:An?|The)\s+)?[^\s.,;:!?()\[\]\"“”]+(?:\s+[^\s.,;:!?()\[\]\"“”]+){0,4})"
     r"(?:\s*\([^()]{0,120}\))?(?:,[^,.;]{1,80},)?"
-    r"\s+(?P<verb>is|was|are|were)(?P<definiens>\s+(?:an?|the|one of)\s+.+)$" % (MAX_SUBJECT_WORDS - 1)
+    r"\s+(?P<verb>is|was|are|were)(?P<definiens>\s+(?:an?|the|one of)\s+.+)$"  # five words at most
 )
 _CLAUSE_END = re.compile(
     r"[,;:.()\[\]\"“”–—]|\s(?:which|that|who|whom|whose|where|when|and|or|but|because|while|by which)\s"
 )
-_WORD = re.compile(r"[^\W_]+")
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def _in_line(record_id: str, url: str, text: str, offset: int, line: str, title:
     definiens = _first_clause(match["definiens"])
     subject = match["subject"]
     words = normal(subject).split()
-    if definiens is None or not words or not subject[0].isupper() and not subject[0].isdigit():
+    if definiens is None or not words or not (subject[0].isupper() or subject[0].isdigit()):
         return None
     if words[0] in _EMPTY_SUBJECTS - {"the"} or words[-1] in _EMPTY_SUBJECTS:
         return None
@@ -135,6 +137,8 @@ def _first_clause(text: str) -> str | None:
 
 
 _DANGLING = frozenset(
-    "a an the of in on at to for with from by as into and or its their his her was is are be been being used "
-    "between about than not also most more very".split()
+    _WORD.findall(
+        "a an the of in on at to for with from by as into and or its their his her was is are be been being used "
+        "between about than not also most more very during description active cited known based called"
+    )
 )

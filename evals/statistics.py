@@ -98,7 +98,9 @@ def paired_bootstrap(
         return Difference(0.0, -1.0, 1.0, "paired bootstrap")
     wins = sum(bool(b) and not a for a, b in zip(first, second, strict=True))
     losses = sum(bool(a) and not b for a, b in zip(first, second, strict=True))
-    draws = np.random.default_rng(seed).multinomial(n, [losses / n, 1 - (losses + wins) / n, wins / n], resamples)
+    draws = np.random.default_rng(seed).multinomial(
+        n, [losses / n, 1 - (losses + wins) / n, wins / n], resamples
+    )
     differences = (draws[:, 2] - draws[:, 0]) / n
     low, high = np.quantile(differences, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Difference((wins - losses) / n, float(low), float(high), "paired bootstrap")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,6 +91,13 @@ class Environment:
             return 0.0
         return float(self._generator(0, 1).score_answer(answer, dict(problem.entry)) >= 1.0)
 
+    @property
+    def tool(self) -> Callable[[str], str] | None:
+        """The tool that an answer may call, or None."""
+        from model.tools import calculator
+
+        return calculator if self.calculator else None
+
     def _entries(self, seed: int, start: int, count: int) -> list[dict[str, Any]]:
         # reasoning-gym seeds item i with (seed + i): neighbouring seeds share items, so spread them by a hash.
         spread = int.from_bytes(hashlib.blake2b(f"{seed}".encode(), digest_size=6).digest(), "big")
@@ -138,3 +145,65 @@ def worked_solution(expression: str, answer: str) -> str:
         if str(total) != answer:
             raise ValueError(f"{expression} is worked to {total}, but its answer is given as {answer}.")
     return " ".join([*steps, f"The answer is {answer}."])
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What a model made of a problem: its text, whether it stopped by itself, and its reward."""
+
+    problem: Problem
+    text: str
+    finished: bool
+    reward: float
+    tokens: int
+
+
+def attempt(
+    model: Any,
+    tokenizer: Any,
+    environment: Environment,
+    problems: Sequence[Problem],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 256,
+    chat: bool = True,
+) -> list[Attempt]:
+    """Each problem answered once, greedily. A base model (`chat=False`) is shown the question and "Answer:"."""
+    from model.generate import generate
+
+    prompts = [
+        chat_prompt(tokenizer, p.prompt) if chat else plain_prompt(tokenizer, p.prompt) for p in problems
+    ]
+    stops = [tokenizer.im_end_id] if chat else [tokenizer.eos_id, *tokenizer.encode("\n")]
+    completions = generate(
+        model,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        stop_ids=stops,
+        tool=environment.tool if chat else None,
+        tokenizer=tokenizer,
+        batch_size=batch_size,
+    )
+    attempts = []
+    for problem, completion in zip(problems, completions, strict=True):
+        text = completion_text(tokenizer, completion)
+        reward = environment.reward(problem, text, completion.finished)
+        attempts.append(Attempt(problem, text, completion.finished, reward, len(completion.ids)))
+    return attempts
+
+
+def chat_prompt(tokenizer: Any, question: str) -> list[int]:
+    """The question as a user's turn, with the assistant's turn opened."""
+    from model.chat import render
+
+    return render([{"role": "user", "content": question}], tokenizer, add_generation_prompt=True)[0]
+
+
+def plain_prompt(tokenizer: Any, question: str) -> list[int]:
+    """The question for a model that knows no turns, as the start of a document."""
+    return [tokenizer.eos_id, *tokenizer.encode(f"Question: {question}\nAnswer:")]
+
+
+def completion_text(tokenizer: Any, completion: Any) -> str:
+    """The completion without the token that ended it."""
+    return tokenizer.decode(completion.ids[:-1] if completion.finished else completion.ids).strip()
