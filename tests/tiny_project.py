@@ -6,12 +6,16 @@ function of its inputs, code and parameters. `dvc repro` calls the same script.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from resources.dvc_ledger import DvcLedger, file_md5, files_of
 
 DVC = str(Path(sys.executable).with_name("dvc"))
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,33 +67,13 @@ base_model:
 """
 
 MAKE_STAGE = """\
-import hashlib, json, os, sys
+import sys
 from pathlib import Path
-from resources.dvc_ledger import DvcLedger, file_md5, files_of
 
-root, name = Path(__file__).resolve().parent, sys.argv[1]
-ledger = DvcLedger(root)
-stage, workspace = ledger.stage(name), ledger.workspace
-with workspace.lock(name):
-    out = workspace.work_path(name, "key") / "out"
-    out.mkdir(exist_ok=True)
-    seen = [file_md5(f) for dep in stage.data_deps for f in files_of(root / dep)]
-    made = json.dumps([name, dict(stage.param_values), seen, [file_md5(root / d) for d in stage.code_deps]])
-    (out / "made.txt").write_text(made)
-    (out / "deep").mkdir(exist_ok=True)
-    (out / "deep" / "digest.txt").write_text(hashlib.sha256(made.encode()).hexdigest())
-    if stage.asset == "raw_crawl":
-        warc = out / "00000.warc"
-        warc.write_bytes(b"WARC/1.0 " + made.encode())
-        line = {"file": "00000.warc", "bytes": warc.stat().st_size, "records": 1, "local": True,
-                "sha256": hashlib.sha256(warc.read_bytes()).hexdigest(), "by_type": {"response": 1}}
-        (out / "manifest.jsonl").write_text(json.dumps(line) + "\\n")
-    workspace.publish(out, root / stage.out)
-    version = ledger.commit(name)
-    workspace.discard_work(name)
-with open(root / "hashed.log", "a") as log:
-    print(name, version, "repro" if ledger.inside_repro(name) else "commit", file=log)
-print(version)
+sys.path.insert(0, TESTS)
+from tiny_project import make
+
+make(Path(__file__).resolve().parent, sys.argv[1])
 """
 
 
@@ -102,9 +86,41 @@ def sh(root: Path, *command: str) -> str:
     return done.stdout
 
 
-def make(root: Path, stage: str) -> str:
-    """Make a stage in a process of its own, as a Dagster step is one; its version."""
-    return sh(root, sys.executable, "make_stage.py", stage).strip().splitlines()[-1]
+def make(root: Path, name: str) -> str:
+    """Make a stage as an asset does; its version."""
+    ledger = DvcLedger(root)
+    stage, workspace = ledger.stage(name), ledger.workspace
+    with workspace.lock(name):
+        out = workspace.work_path(name, "key") / "out"
+        out.mkdir(exist_ok=True)
+        seen = [file_md5(f) for dep in stage.data_deps for f in files_of(root / dep)]
+        made = json.dumps(
+            [name, dict(stage.param_values), seen, [file_md5(root / d) for d in stage.code_deps]]
+        )
+        (out / "made.txt").write_text(made)
+        (out / "deep").mkdir(exist_ok=True)
+        (out / "deep" / "digest.txt").write_text(hashlib.sha256(made.encode()).hexdigest())
+        if stage.asset == "raw_crawl":
+            _write_crawl(out, made.encode())
+        workspace.publish(out, root / stage.out)
+        version = ledger.commit(name)
+        workspace.discard_work(name)
+    with open(root / "hashed.log", "a") as log:
+        print(name, version, "repro" if ledger.inside_repro(name) else "commit", file=log)
+    return version
+
+
+def _write_crawl(out: Path, content: bytes) -> None:
+    """A crawl of one file, and a manifest with the real one's fields."""
+    warc = out / "00000.warc"
+    warc.write_bytes(b"WARC/1.0 " + content)
+    line = {
+        "file": warc.name,
+        "bytes": warc.stat().st_size,
+        "sha256": hashlib.sha256(warc.read_bytes()).hexdigest(),
+    }
+    line |= {"records": 1, "broken": 0, "by_type": {"response": 1}, "local": True, "source": "made"}
+    (out / "manifest.jsonl").write_text(json.dumps(line) + "\n")
 
 
 def build_chain(root: Path) -> Path:
@@ -114,7 +130,7 @@ def build_chain(root: Path) -> Path:
         (root / "code" / f"{name}.py").write_text(f'"""{name}"""\n')
     (root / "dvc.yaml").write_text(DVC_YAML.replace("PYTHON", sys.executable))
     (root / "params.yaml").write_text(PARAMS_YAML)
-    (root / "make_stage.py").write_text(MAKE_STAGE)
+    (root / "make_stage.py").write_text(MAKE_STAGE.replace("TESTS", repr(str(ROOT / "tests"))))
     (root / "constraints.txt").write_text("dvc==3\n")
     (root / ".gitignore").write_text("/data/\n/work/\n/.dagster/\nhashed.log\n")
     sh(root, "git", "init", "-q")

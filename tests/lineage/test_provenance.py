@@ -1,0 +1,129 @@
+"""Provenance statements: valid by the standard's own package, true to the last byte."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+
+import pytest
+from tiny_project import make
+
+from lineage.provenance import (
+    StatementError,
+    read_statement,
+    run_facts,
+    sha256,
+    statement_path,
+    subjects,
+    upstream_versions,
+    verify_statement,
+    warc_digests,
+    write_statement,
+)
+from resources.dvc_ledger import DvcLedger
+
+
+@pytest.fixture
+def made(chain):
+    """The small chain, made, with a statement beside each version."""
+    ledger = DvcLedger(chain)
+    for name in ledger.in_order():
+        version = make(chain, name)
+        write_statement(
+            chain,
+            stage=ledger.stage(name),
+            version=version,
+            upstream={u: ledger.recorded(u) for u in ledger.upstream(name)},
+            dagster_run="run-1",
+            mlflow_run=None,
+            started=1_700_000_000.0,
+            finished=1_700_000_012.5,
+        )
+    return ledger
+
+
+def statement_of(ledger, name):
+    return read_statement(ledger.root, name, ledger.recorded(name))
+
+
+def test_statement_is_valid_in_toto_and_slsa_by_their_own_package(made):
+    from google.protobuf.json_format import Parse, ParseDict
+    from in_toto_attestation.predicates.provenance.v1 import provenance_pb2
+    from in_toto_attestation.v1 import statement_pb2
+
+    for name in made.in_order():
+        text = statement_path(made.root, name, made.recorded(name)).read_text()
+        message = Parse(text, statement_pb2.Statement())
+        assert message.type == "https://in-toto.io/Statement/v1"
+        assert message.predicate_type == "https://slsa.dev/provenance/v1"
+        predicate = ParseDict(json.loads(text)["predicate"], provenance_pb2.Provenance())
+        assert predicate.run_details.metadata.started_on.ToSeconds() == 1_700_000_000
+        assert predicate.build_definition.external_parameters["stage"] == name
+        assert str(made.root) not in text and os.uname().nodename not in text
+
+
+def test_subjects_are_every_file_of_the_version_by_sha256(made):
+    folder = made.root / "data/raw_crawl/sample"
+    files = {str(f.relative_to(folder)): f for f in folder.rglob("*") if f.is_file()}
+    expected = {n: hashlib.sha256(f.read_bytes()).hexdigest() for n, f in files.items()}
+    statement = statement_of(made, "raw_crawl@sample")
+    assert subjects(statement) == expected and "deep/digest.txt" in expected
+    assert verify_statement(statement, expected) == []
+    changed = {**expected, "made.txt": "0" * 64, "new.txt": "1" * 64}
+    del changed["deep/digest.txt"]
+    assert [row[0] for row in verify_statement(statement, changed)] == [
+        "deep/digest.txt",
+        "made.txt",
+        "new.txt",
+    ]
+
+
+def test_dependencies_name_upstream_versions_warcs_commit_code_and_environment(made):
+    base = statement_of(made, "base_model")
+    assert upstream_versions(base) == {n: made.recorded(n) for n in ("cleaned_corpus@sample", "tokenizer")}
+    by_name = {d["name"]: d for d in base["predicate"]["buildDefinition"]["resolvedDependencies"]}
+    assert by_name["source"]["digest"]["gitCommit"] == made.git_state().commit
+    assert by_name["source"]["annotations"]["dirty"] is False
+    assert by_name["code/train.py"]["digest"]["sha256"] == sha256(made.root / "code/train.py")
+    assert by_name["constraints.txt"]["digest"]["sha256"] == sha256(made.root / "constraints.txt")
+    warc = made.root / "data/raw_crawl/sample/00000.warc"
+    assert warc_digests(statement_of(made, "raw_crawl@sample")) == {"00000.warc": sha256(warc)}
+    parameters = base["predicate"]["buildDefinition"]["externalParameters"]["params"]
+    assert parameters == {"base_model": {"depth": 2, "lr": 1e-3}}
+
+
+def test_run_facts_tell_the_run_its_times_and_its_machine(made):
+    facts = run_facts(statement_of(made, "tokenizer"))
+    assert facts["dagster_run"] == "run-1" and "mlflow_run" not in facts
+    assert facts["started"] == "2023-11-14T22:13:20Z" and facts["finished"] == "2023-11-14T22:13:32Z"
+    assert facts["hardware"]["cores"] == os.cpu_count() and facts["cpu_seconds"] > 0
+
+
+def test_a_dirty_checkout_is_said_and_named(made):
+    (made.root / "code/train.py").write_text("changed\n")
+    (made.root / "dvc.lock").touch()
+    version = made.recorded("tokenizer")
+    write_statement(made.root, "tokenizer", version, upstream={})
+    found = statement_of(made, "tokenizer")["predicate"]["buildDefinition"]["resolvedDependencies"]
+    source = next(d for d in found if d["name"] == "source")
+    assert source["annotations"]["dirty"] is True
+    assert source["annotations"]["dirty_files"] == ["code/train.py"]
+
+
+def test_a_missing_torn_or_borrowed_statement_is_refused(made):
+    version = made.recorded("tokenizer")
+    path = statement_path(made.root, "tokenizer", version)
+    good = json.loads(path.read_text())
+    with pytest.raises(StatementError, match="there is no provenance statement"):
+        read_statement(made.root, "tokenizer", "0" * 32 + ".dir")
+    path.write_text(path.read_text()[:-40])
+    with pytest.raises(StatementError, match="not JSON"):
+        read_statement(made.root, "tokenizer", version)
+    for spoil in ({"subject": []}, {"predicateType": "other"}, {"predicate": {}}, {"surprise": 1}):
+        path.write_text(json.dumps({**good, **spoil}))
+        with pytest.raises(StatementError, match="not a valid in-toto statement"):
+            read_statement(made.root, "tokenizer", version)
+    path.write_text(json.dumps(statement_of(made, "base_model")))
+    with pytest.raises(StatementError, match="speaks of version"):
+        read_statement(made.root, "tokenizer", version)
