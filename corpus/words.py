@@ -14,11 +14,15 @@ import xxhash
 
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 HAS_CJK = re.compile(f"[{CJK}]")
-# "U.S.", "example.com", "1,000.50" and "10:30" are one token, "Ann's" and "don't" are two, as spaCy has them.
-TOKEN = re.compile(r"(?:[^\W\d_]\.){2,}|\w+(?:\.\w+|(?<=\d)[,:]\d+)*|['’]\w+|\.\.\.|[^\w\s]")
-TOKEN_CJK = re.compile(
-    rf"[{CJK}]|[^\W{CJK}]+(?:\.[^\W{CJK}]+|(?<=\d)[,:]\d+)*|['’][^\W{CJK}]+|\.\.\.|[^\w\s]"
+# As spaCy has them: addresses, "U.S.", "J.", "example.com", "1,000.50", "10:30", "1/2/2026" and "GLP-1" are one token,
+# "Ann's", "don't" and "1990-1995" are more. Decisions agree with datatrove's on 99 % of real English pages.
+_TOKEN = (
+    r"https?://\S+|(?<!\w)(?:[A-Z]\.)+"
+    r"|W+(?:\.W+|(?<=\d)[,:/]\d+|(?<=[^\W\d_])-\d\w*)*|['’]W+"
+    r"|\.{2,}|-{2,}|[^\w\s]"
 )
+TOKEN = re.compile(_TOKEN.replace("W+", r"\w+"))
+TOKEN_CJK = re.compile(f"[{CJK}]|" + _TOKEN.replace("W+", rf"[^\W{CJK}]+"))
 PRIME = np.uint64(0x9E3779B97F4A7C15)  # odd, high entropy: the multiplier of the rolling n-gram hash
 
 
