@@ -156,7 +156,7 @@ def _brotli(body: bytes, limit: int) -> bytes:
 
     try:
         return BrotliReader(BytesIO(body)).read(limit + 1)
-    except Exception:  # the wheel documents no error class; brotli has no magic, so look at the body itself
+    except OSError:  # brotli has no magic bytes to look at first
         return _as_it_is(body, "br")
 
 

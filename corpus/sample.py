@@ -60,6 +60,9 @@ SHARES = {  # of all pages: (share, at least); the rest are plain articles
 }
 ENGLISH = ("almanac", "article", "blocked", "broken", "truncated")  # kinds that use up an English text each
 EMAIL_SHARE, IP_SHARE, DECOY_SHARE = 0.12, 0.06, 0.08  # of plain articles
+MIN_LETTERS = (
+    0.82  # of words and signs hold a letter: Gopher's rule (0.8; arXiv 2112.11446, table A1) and a margin
+)
 log = logging.getLogger(__name__)
 
 
@@ -130,8 +133,10 @@ DEFINES = r" (?:is|was|are|were) (?:a|an|the) [^()]*\."
 def teaches(article: Article) -> bool:
     """Whether an article's first sentence says shortly what its title is, in plain ASCII, in 60 to 90 words."""
     first = sentences(article.text.replace("\n", " "))[0]
+    tokens = re.findall(r"[\w'-]+|[^\w\s]", article.text)
     return (
         article.text.isascii()
+        and sum(any(map(str.isalpha, t)) for t in tokens) >= MIN_LETTERS * len(tokens)
         and 60 <= article.n_words <= 90
         and len(article.title.split()) <= 3
         and len(first.split()) <= 16
@@ -335,6 +340,13 @@ ORDER = (
     "revisit",
     "truncated",
 )
+PROSE = (
+    *ENGLISH,
+    "mirror",
+    "near_duplicate",
+    "other_language",
+    "short",
+)  # what has a language to be right about
 INFO_DATE = "2026-01-01T00:00:00Z"
 PROFILE = "http://netpreserve.org/warc/1.1/revisit/identical-payload-digest"
 
@@ -376,7 +388,7 @@ def _write_truth(path: Path, planted: list[Planted], source: str, pages: int, se
         {
             "record_id": p.record_id,
             "url": p.url,
-            "language": p.article.language if p.article else None,
+            "language": p.article.language if p.article and p.kind in PROSE else None,
             "kind": p.kind,
             "variant": p.variant,
             "duplicate_of": p.duplicate_of.record_id if p.duplicate_of else None,

@@ -177,7 +177,8 @@ def _distinct(articles: list[Article]) -> list[Article]:
     return kept
 
 
-DEFINITION = re.compile(r"(?:An?|The) ([\w\" -]{3,30}?) (?:is|are) (?:an?|the) [^()]+\.")
+PLAIN_SIGNS = str.maketrans({"“": "", "”": "", '"': "", "*": "", "`": "", "‘": "'", "’": "'", "–": "-"})
+NOT_PROSE = re.compile(r"::=|>>>|===|---|[{}<>|\\@]|https?:|\d+\.\d+\.\d+\.\d+")
 
 
 def manual_texts() -> Texts:
@@ -186,29 +187,27 @@ def manual_texts() -> Texts:
 
     articles: list[Article] = []
     for topic, page in sorted(topics.items()):
-        sentence_run: list[str] = []
+        heading = " ".join(page.strip().split("\n")[0].replace('"', "").split())
+        run: list[str] = []
+        part = 0
         for paragraph in page.split("\n\n"):
-            line = " ".join(paragraph.split())
-            prose = re.match(r"[A-Z]", paragraph) and line.endswith(".") and not MARKUP.search(line)
-            if prose and "***" not in line and "===" not in line:
-                sentence_run += sentences(line)
-            if len(sentence_run) >= 5 and sum(len(s.split()) for s in sentence_run) >= MIN_WORDS + 10:
-                articles.append(_from_manual(topic, len(articles), sentence_run))
-                sentence_run = []
+            line = " ".join(paragraph.translate(PLAIN_SIGNS).split())
+            if re.match(r"[A-Z]", paragraph) and line.endswith(".") and not NOT_PROSE.search(paragraph):
+                run += sentences(line)
+            if len(run) >= 4 and sum(len(s.split()) for s in run) >= MIN_WORDS - 10:
+                part += 1
+                articles.append(_manual_article(topic, heading, part, run))
+                run = []
     return Texts({"en": _distinct(articles), "fr": [], "es": []}, _manual_source())
+
+
+def _manual_article(topic: str, heading: str, part: int, run: list[str]) -> Article:
+    """An article whose first sentence, the only one of ours, says what its title is."""
+    title = f"{topic.replace('-', ' ').title()} part {part}"
+    first = f"{title} is a part of the Python reference on {heading}."
+    return Article(title, _paragraphs(" ".join([first, *run])), "en", topic)
 
 
 def _manual_source() -> str:
     version = ".".join(map(str, sys.version_info[:3]))
     return f"pydoc_data.topics of Python {version} (no network: English only, fewer pages; PSF licence)"
-
-
-def _from_manual(topic: str, number: int, run: list[str]) -> Article:
-    """An article whose title is what its first sentence defines, where one of its sentences defines something."""
-    for at, sentence in enumerate(run):
-        found = DEFINITION.fullmatch(sentence)
-        if found and len(sentence.split()) <= 16:
-            title = found.group(1).replace('"', "").capitalize()
-            first = re.sub(r"^(?:An?|The) [\w\" -]{3,30}? (?=is |are )", f"{title} ", sentence, count=1)
-            return Article(title, _paragraphs(" ".join([first, *run[:at], *run[at + 1 :]])), "en", topic)
-    return Article(f"{topic.replace('-', ' ').title()} {number}", _paragraphs(" ".join(run)), "en", topic)

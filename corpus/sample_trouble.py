@@ -217,7 +217,8 @@ BROKEN_VARIANTS = ("unclosed_tags", "deep_nesting", "stray_bytes", "bare_fragmen
 def break_markup(page: bytes, variant: str, random: Random) -> bytes:
     """The page's HTML damaged as one finds it on the web; its main text stays whole."""
     if variant == "unclosed_tags":
-        return re.sub(rb"</(?:[pP]|li|ul|div|html|body|article|main)>", b"", page)
+        page = re.sub(rb"</(?:[pP]|li|LI|body|BODY|html|HTML|h1|H1|FONT)>", b"", page)
+        return b"</div></span></b>".join(page.rsplit(b"</div>", 1))  # and one end too many
     if variant == "deep_nesting":
         depth = random.randrange(300, 500)
         return page.replace(b"<h1", b"<div>" * depth + b"<h1", 1).replace(

