@@ -340,10 +340,11 @@ def _write_provenance(
 
 
 def _metadata(evidence: Evidence, out: str, version: str, seconds: float, tracked: Any) -> dict[str, Any]:
-    shown: dict[str, Any] = dict(evidence.numbers)
+    shown: dict[str, Any] = {}
     if evidence.plot:
         picture = base64.b64encode(evidence.plot).decode()
         shown["plot"] = dg.MetadataValue.md(f"![plot](data:image/png;base64,{picture})")
+    shown |= evidence.numbers
     shown |= {title: dg.MetadataValue.md(table) for title, table in evidence.tables.items()}
     shown |= {"folder": dg.MetadataValue.path(out), "dvc_md5": version, "seconds": round(seconds, 1)}
     if tracked and tracked.run_id:
