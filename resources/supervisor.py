@@ -42,6 +42,7 @@ class Supervised:
     """A command running under a supervisor, with the few methods of `subprocess.Popen` that are needed.
 
     Use it as a context manager: leaving the block, by whatever exception, stops the whole tree first.
+    The thread that makes it must outlive it: PR_SET_PDEATHSIG counts the thread, not the process, as parent.
     """
 
     def __init__(
