@@ -289,3 +289,26 @@ def test_arc_gives_the_pages_of_its_warc_twin(shared_data):
     assert arc.payload == zipped.payload and arc.payload.startswith(b"<!doctype html>")
     assert (arc.date, arc.status, len(arc.payload)) == ("2014-02-16T05:02:21Z", 200, 1270)
     assert spaced.url.endswith("Examples From The Live Web&IsPopUp=False")
+
+
+def test_random_damage_never_crashes_and_places_stay_inside_the_file(tmp_path):
+    import random
+
+    chance = random.Random(5)
+    whole = [pack(pages(4)) for pack in LAYOUTS.values()]
+    for _ in range(400):
+        data = bytearray(chance.choice(whole))
+        for _ in range(chance.choice([1, 3, 9])):
+            at = chance.randrange(len(data))
+            match chance.randrange(4):
+                case 0:
+                    data[at] = chance.randrange(256)
+                case 1:
+                    del data[at : at + chance.randrange(1, 50)]
+                case 2:
+                    data[at:at] = data[chance.randrange(len(data)) :][:200]
+                case 3:
+                    data = data[: at + 1] + bytearray(chance.choice(whole))
+        found = read(written(tmp_path, bytes(data)))
+        assert found and len({r.record_id for r in found}) == len(found)
+        assert all(r.warc_length >= 0 <= r.warc_offset <= len(data) - r.warc_length for r in found)
