@@ -58,18 +58,25 @@ def extract_text(html: bytes, url: str | None = None) -> str:
 
 def extract_page(data: bytes, charset: str | None = None) -> MainText:
     """As extract_text, with the charset of the HTTP header if there was one, and the title told apart."""
+    page = decode(data, charset)
+    found = main_text(parse_blocks(_markup(page, main_content=True)))
+    # Unclosed tags can put all of a page inside its menu, which resiliparse leaves out; then the lines alone decide.
+    return found if found.text else main_text(parse_blocks(_markup(page, main_content=False)))
+
+
+def _markup(page: str, main_content: bool) -> str:
+    """resiliparse's minimal HTML of a page."""
     from resiliparse.extract.html2text import extract_plain_text
 
-    markup = extract_plain_text(
-        decode(data, charset),
+    return extract_plain_text(
+        page,
         preserve_formatting="minimal_html",
-        main_content=True,
+        main_content=main_content,
         links=True,
         alt_texts=False,
         comments=False,
         post_meta=False,
     )
-    return main_text(parse_blocks(markup))
 
 
 def decode(data: bytes, charset: str | None = None) -> str:
