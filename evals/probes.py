@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from evals import conversations as talk
-from evals.facts import Fact, definitions, normal, states
+from evals.facts import Fact, definitions, normal
 from model.environments import CHAIN_SUM, Environment
 from model.run_log import ConfigError, Job, Refusal, RunLog, run_main, settings, write_json
 
@@ -92,8 +92,10 @@ def probes(job: Job) -> None:
     words = words_of(corpora)
     judged = ask(base, facts, config, job.log)
     judged += [
-        Probe(name, "is", INVENTED, split_of(name, config.heldout_percent))
-        for name in talk.invented_names(config.invented + 2 * config.heldout_unknown, words, seed)
+        Probe(name, ("is", "was")[i % 2], INVENTED, split_of(name, config.heldout_percent))
+        for i, name in enumerate(
+            talk.invented_names(config.invented + 2 * config.heldout_unknown, words, seed)
+        )
     ]
     extra = [c for spec in section.get("extra_datasets") or () for c in _extra(spec, job.work)]
     train = list(training_mixture(judged, config, seed)) + extra
