@@ -14,5 +14,5 @@ def sft_model(run: StageRun) -> Evidence:
     """
     conversations = run.work / "conversations"
     probed = run.launch("evals.probes", out=conversations)
-    result = run.launch("model.sft", conversations=str(conversations))
+    result = run.launch("model.sft", conversations=conversations)
     return Evidence(numbers={**probed, **result}, plot=training_plot(run.out / "curve.jsonl"))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -20,6 +21,7 @@ from typing import Any
 
 import dagster as dg
 
+from lineage.provenance import write_statement
 from resources.workspace import remove_tree
 
 OWNER = "team:stemma"
@@ -51,17 +53,17 @@ class StageRun:
     launcher: Any
     tracked: Any  # the MLflow run (resources.tracking.TrackedRun), or None
 
-    def launch(self, module: str, out: Path | None = None, **more: Any) -> dict[str, Any]:
+    def launch(self, module: str, out: Path | None = None, **more_inputs: Path) -> dict[str, Any]:
         """Run `python -m module` on this stage's settings and inputs as a supervised process; return its result."""
+        work = self.work / module.rpartition(".")[2]
         config = {
             "params": self.params,
-            "inputs": {name: _as_words(paths) for name, paths in self.inputs.items()},
+            "inputs": {name: _as_words(paths) for name, paths in {**self.inputs, **more_inputs}.items()},
             "out": str(out or self.out),
-            "work": str(self.work / module.rpartition(".")[2]),
+            "work": str(work),
             "metrics": str(self.tracked.metrics_path) if self.tracked else None,
-            **more,
         }
-        return self.launcher.run(self.context, module, config, self.work / module.rpartition(".")[2])
+        return self.launcher.run(self.context, module, config, work)
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ def _materialize(context: dg.AssetExecutionContext, stage: Stage, name: str, for
         out = work / "out"
         if out.exists():
             remove_tree(out)
-        started = time.time()
+        started, cpu_before = time.time(), _cpu_seconds()
         with _tracked_run(resources.tracker, stage, declared, inputs, ledger, context) as tracked:
             evidence = stage.body(
                 StageRun(
@@ -190,7 +192,17 @@ def _materialize(context: dg.AssetExecutionContext, stage: Stage, name: str, for
             version = ledger.commit(name)
             if tracked:
                 _record_in_mlflow(tracked, stage, ledger.root / declared.out, version, evidence)
-        _write_provenance(context, ledger, declared, inputs, version, started, tracked)
+        write_statement(
+            ledger.root,
+            declared,
+            version,
+            upstream={up.name: ledger.recorded(up.name) for ups in inputs.values() for up in ups},
+            dagster_run=context.run_id,
+            mlflow_run=(tracked.run_id or tracked.key) if tracked else None,
+            started=started,
+            finished=time.time(),
+            cpu_seconds=_cpu_seconds() - cpu_before,
+        )
         remove_tree(workspace.root / "work" / name)
         yield dg.MaterializeResult(
             asset_key=stage.name,
@@ -316,27 +328,9 @@ def _metadata_of(context: dg.AssetExecutionContext, asset: str, version: str) ->
     return {}
 
 
-def _write_provenance(
-    context: Any,
-    ledger: Any,
-    declared: Any,
-    inputs: dict[str, list[Any]],
-    version: str,
-    started: float,
-    tracked: Any,
-) -> None:
-    from lineage.provenance import write_statement
-
-    write_statement(
-        ledger.root,
-        stage=declared,
-        version=version,
-        upstream={u.name: ledger.recorded(u.name) for us in inputs.values() for u in us},
-        dagster_run=context.run_id,
-        mlflow_run=(tracked.run_id or tracked.key) if tracked else None,
-        started=started,
-        finished=time.time(),
-    )
+def _cpu_seconds() -> float:
+    """Return the CPU seconds that this process and its ended children have used."""
+    return sum(os.times()[:4])
 
 
 def _metadata(evidence: Evidence, out: str, version: str, seconds: float, tracked: Any) -> dict[str, Any]:
