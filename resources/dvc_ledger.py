@@ -122,8 +122,7 @@ class DvcLedger:
         if entry is None:
             return None
         template = stage.template if entry.get("cmd") == stage.cmd else str(entry.get("cmd"))
-        data = {path for dep in stage.data_deps for path in (dep,)}
-        code = {d["path"]: d.get("md5") for d in entry.get("deps", []) if d["path"] not in data}
+        code = {d["path"]: d.get("md5") for d in entry.get("deps", []) if d["path"] not in stage.data_deps}
         return _code_version(template, code)
 
     # -- what is recorded ---------------------------------------------------------------------------
@@ -158,6 +157,13 @@ class DvcLedger:
             if stage.changed_stage():
                 reasons.append("its command in dvc.yaml changed")
         return reasons
+
+    def changed_inputs(self, name: str) -> list[str]:
+        """The data dependencies that are not what dvc.lock says the stage's version was made from."""
+        with self._repo() as repo:
+            deps = _dvc_stage(repo, name).deps
+            inputs = self.stage(name).data_deps
+            return [dep.def_path for dep in deps if dep.def_path in inputs and dep.status()]
 
     def hash_out(self, name: str) -> str:
         """DVC's md5 of what stands in the stage's folder now; commits nothing."""

@@ -1,0 +1,181 @@
+"""After `git checkout` and `dvc checkout`: tell Dagster which versions stand here now.
+
+Dagster trusts its event log and not the disk, so after a roll-back it shows versions that are gone. `sync`
+compares dvc.lock with the log and reports each difference as a materialisation outside any run, with the tags
+by which Dagster judges staleness: the version, the code's version, and the versions and events of the inputs.
+Upstream first, for an input's event must be in the log before it is pointed at. Nothing is made or changed on
+disk, and what already agrees is left alone: a second `sync` reports nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resources.dvc_ledger import DvcLedger, Stage
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance, EventLogRecord
+
+RESTORED = "restored by stemma sync from dvc.lock"
+# A pointer to the log's first event: every later event of the input counts as an update, so Dagster says "stale".
+BEFORE_EVERYTHING = 1
+
+
+def sync(root: Path, instance: DagsterInstance) -> list[str]:
+    """Report to Dagster every version of dvc.lock that its log does not show as current; one line for each.
+
+    A stage whose folder is missing or differs from dvc.lock is not reported but named in a line of its own.
+    """
+    ledger = DvcLedger(root)
+    lines = []
+    for name in ledger.in_order():
+        version = ledger.recorded(name)
+        if version is None:
+            continue
+        stage = ledger.stage(name)
+        if not (ledger.root / stage.out).exists() or ledger.hash_out(name) != version:
+            lines.append(
+                f"{name}: not reported, for {stage.out} is not version {version}. Run 'dvc checkout'."
+            )
+            continue
+        standing = _Standing(ledger, instance, stage, version)
+        wrong = standing.disagreements()
+        if wrong:
+            standing.report()
+            lines.append(f"{name}: {version} ({'; '.join(wrong)})")
+    return lines
+
+
+def data_version_in_dagster(instance: DagsterInstance, stage: Stage) -> str | None:
+    """The version of a stage that Dagster's log shows as the latest, or None."""
+    return _version_of(_latest(instance, stage))
+
+
+class _Standing:
+    """A version that stands on disk as dvc.lock records it, beside what Dagster's log says of it."""
+
+    def __init__(self, ledger: DvcLedger, instance: DagsterInstance, stage: Stage, version: str):
+        self.ledger, self.instance, self.stage, self.version = ledger, instance, stage, version
+        self.code_version = str(ledger.recorded_code_version(stage.name))
+        changed = ledger.changed_inputs(stage.name)
+        self.inputs: dict[str, list[Stage]] = {}  # upstream asset -> its stages
+        for name in ledger.upstream(stage.name):
+            upstream = ledger.stage(name)
+            self.inputs.setdefault(upstream.asset, []).append(upstream)
+        self.changed = {
+            asset
+            for asset, stages in self.inputs.items()
+            if any(Path(s.out).is_relative_to(path) for s in stages for path in changed)
+        }
+
+    def disagreements(self) -> list[str]:
+        """What Dagster's log says otherwise than dvc.lock, in words."""
+        from dagster._core.definitions.data_version import extract_data_provenance_from_entry
+
+        record = _latest(self.instance, self.stage)
+        if _version_of(record) != self.version:
+            return [f"Dagster showed {_version_of(record) or 'none'}"]
+        provenance = extract_data_provenance_from_entry(record.event_log_entry)
+        if provenance is None:
+            return ["Dagster did not know its inputs"]
+        wrong = ["Dagster showed other code"] if provenance.code_version != self.code_version else []
+        for asset in self.inputs:
+            stale_there = self._stale_in_dagster(provenance, asset)
+            if stale_there != (asset in self.changed):
+                wrong.append(f"Dagster showed its {asset} as {'changed' if stale_there else 'unchanged'}")
+        return wrong
+
+    def report(self) -> None:
+        """Write the version into Dagster's log, with the numbers and plot that it was shown with before."""
+        from dagster import AssetMaterialization
+        from dagster._core.definitions.data_version import (
+            CODE_VERSION_TAG,
+            DATA_VERSION_IS_USER_PROVIDED_TAG,
+            DATA_VERSION_TAG,
+        )
+
+        tags = {
+            DATA_VERSION_TAG: self.version,
+            DATA_VERSION_IS_USER_PROVIDED_TAG: "true",
+            CODE_VERSION_TAG: self.code_version,
+        }
+        before = _metadata_before(self.instance, self.stage, self.version)
+        event = AssetMaterialization(
+            asset_key=self.stage.asset,
+            partition=self.stage.partition,
+            description=f"{self.version}, {RESTORED}",
+            metadata={**before, "dvc_md5": self.version, "restored": RESTORED},
+            tags={**tags, **self._input_tags()},
+        )
+        self.instance.report_runless_asset_event(event)
+
+    def _stale_in_dagster(self, provenance: Any, asset: str) -> bool:
+        """Whether Dagster holds an input to be updated since, by the rule of its CachingStaleStatusResolver."""
+        from dagster import AssetKey
+
+        key, stages = AssetKey(asset), self.inputs[asset]
+        if not provenance.has_input_asset(key):
+            return True
+        if stages[0].partition is None:
+            now = data_version_in_dagster(self.instance, stages[0])
+            return provenance.input_data_versions[key].value != now
+        cursor = provenance.input_storage_ids[key]
+        for stage in stages:
+            after = _latest(self.instance, stage, after_cursor=cursor)
+            before = _latest(self.instance, stage, before_cursor=cursor + 1 if cursor else None)
+            if after is not None and _version_of(before) != _version_of(after):
+                return True
+        return False
+
+    def _input_tags(self) -> dict[str, str]:
+        """Tags that name each input's version and its latest event, as Dagster's own steps write them."""
+        from dagster import AssetKey
+        from dagster._core.definitions.data_version import (
+            get_input_data_version_tag,
+            get_input_event_pointer_tag,
+        )
+
+        tags = {}
+        for asset, stages in self.inputs.items():
+            events = [record.storage_id for record in (_latest(self.instance, s) for s in stages) if record]
+            pointer = BEFORE_EVERYTHING if asset in self.changed else max(events, default=BEFORE_EVERYTHING)
+            tags[get_input_data_version_tag(AssetKey(asset))] = self._input_version(stages)
+            tags[get_input_event_pointer_tag(AssetKey(asset))] = str(pointer)
+        return tags
+
+    def _input_version(self, stages: list[Stage]) -> str:
+        """The version of an input that dvc.lock says this one was made from, in Dagster's words."""
+        if stages[0].partition is None:
+            deps = (self.ledger.lock_entry(self.stage.name) or {}).get("deps") or []
+            return next(str(dep.get("md5")) for dep in deps if dep["path"] == stages[0].out)
+        # Dagster's version of several partitions: sha256 of theirs, joined in the order of their names.
+        versions = [str(self.ledger.recorded(s.name)) for s in sorted(stages, key=lambda s: str(s.partition))]
+        return hashlib.sha256("".join(versions).encode()).hexdigest()
+
+
+def _metadata_before(instance: DagsterInstance, stage: Stage, version: str) -> dict[str, Any]:
+    """What Dagster showed for this version when it was made, so that its numbers and plot come back too."""
+    from dagster import AssetKey, AssetRecordsFilter
+
+    wanted = AssetRecordsFilter(
+        asset_key=AssetKey(stage.asset), asset_partitions=[stage.partition] if stage.partition else None
+    )
+    for record in instance.fetch_materializations(wanted, limit=100).records:
+        if record.asset_materialization and _version_of(record) == version:
+            return dict(record.asset_materialization.metadata)
+    return {}
+
+
+def _latest(instance: DagsterInstance, stage: Stage, **cursors: int | None) -> EventLogRecord | None:
+    from dagster import AssetKey
+
+    return instance.get_latest_data_version_record(AssetKey(stage.asset), False, stage.partition, **cursors)
+
+
+def _version_of(record: EventLogRecord | None) -> str | None:
+    from dagster._core.definitions.data_version import extract_data_version_from_entry
+
+    version = extract_data_version_from_entry(record.event_log_entry) if record else None
+    return version.value if version else None
