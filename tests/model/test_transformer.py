@@ -1,0 +1,174 @@
+"""The transformer against transformers' own Qwen3 and Llama, and against itself on other paths."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import model.transformer as transformer
+from model.transformer import IGNORE, Config, KVCache, Transformer
+
+
+def peer(model: Transformer):
+    """The same weights in transformers' class, loaded by name without our export."""
+    import transformers
+
+    c = model.config
+    settings = {
+        "vocab_size": c.vocab_size,
+        "hidden_size": c.d_model,
+        "intermediate_size": c.d_ff,
+        "num_hidden_layers": c.n_layer,
+        "num_attention_heads": c.n_head,
+        "num_key_value_heads": c.n_kv_head,
+        "head_dim": c.head_dim,
+        "max_position_embeddings": c.max_seq_len,
+        "rms_norm_eps": c.norm_eps,
+        "tie_word_embeddings": c.tie_embeddings,
+        "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},
+    }
+    kind = "Qwen3" if c.qk_norm else "Llama"
+    theirs = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**settings))
+    ours = {("" if n.startswith("lm_head") else "model.") + n: w for n, w in model.state_dict().items()}
+    theirs.load_state_dict(ours)
+    return theirs.eval()
+
+
+@pytest.mark.parametrize("qk_norm", [True, False], ids=["qwen3", "llama"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("n_kv_head", [1, 2, 4])
+def test_logits_equal_those_of_transformers(random_model, qk_norm, tied, n_kv_head):
+    model = random_model(
+        qk_norm=qk_norm, tie_embeddings=tied, n_head=4, n_kv_head=n_kv_head, rope_theta=5e5, norm_eps=1e-5
+    )
+    ids = torch.randint(0, 512, (3, 100))
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids), peer(model)(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("cuts", [[128], [1] * 128, [40, 1, 1, 30, 56], [5, 123]])
+def test_cache_changes_no_logit_however_the_text_is_cut(random_model, cuts):
+    model = random_model()
+    ids = torch.randint(0, 512, (2, 128))
+    cache = KVCache(model.config, rows=2, capacity=128)
+    with torch.no_grad():
+        parts = torch.cat([model(part, cache=cache) for part in ids.split(cuts, dim=1)], dim=1)
+        torch.testing.assert_close(parts, model(ids), atol=1e-5, rtol=1e-5)
+
+
+def test_rows_of_a_cache_may_stand_at_different_places(random_model):
+    model = random_model()
+    long, short = torch.randint(0, 512, (1, 60)), torch.randint(0, 512, (1, 25))
+    more = torch.randint(0, 512, (2, 7))
+    cache = KVCache(model.config, rows=2, capacity=128)
+    padded = torch.cat((short, torch.full((1, 35), 77)), dim=1)
+    with torch.no_grad():
+        model.hidden(torch.cat((long, padded)), cache)
+        cache.lengths = torch.tensor([60, 25])
+        got = model(more, cache=cache)
+        for row, start in enumerate((long, short)):
+            alone = model(torch.cat((start, more[row : row + 1]), dim=1))[0, -7:]
+            torch.testing.assert_close(got[row], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_a_token_sees_nothing_behind_it(random_model):
+    model = random_model()
+    ids = torch.randint(0, 512, (1, 50))
+    changed = ids.clone()
+    changed[0, 30:] = (changed[0, 30:] + 1) % 512
+    with torch.no_grad():
+        before, after = model(ids), model(changed)
+    assert torch.equal(before[:, :30], after[:, :30])
+    assert not torch.equal(before[:, 30:], after[:, 30:])
+
+
+def test_losses_in_slices_equal_cross_entropy_with_gradients(random_model, monkeypatch):
+    ids, targets = torch.randint(0, 512, (4, 33)), torch.randint(0, 512, (4, 33))
+    targets[1, 5:20] = IGNORE
+    plain, sliced = random_model(), random_model()
+    expected = F.cross_entropy(
+        plain(ids).flatten(0, 1), targets.flatten(), reduction="none", ignore_index=IGNORE
+    )
+    expected.sum().backward()
+    monkeypatch.setattr(transformer, "LOGITS_AT_ONCE", 512 * 10)
+    losses = sliced(ids, targets=targets)
+    losses.sum().backward()
+    torch.testing.assert_close(losses.flatten(), expected)
+    assert (losses[1, 5:20] == 0).all()
+    for (name, a), b in zip(plain.named_parameters(), sliced.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_a_fresh_model_is_near_the_uniform_guess_and_learns_a_line_by_heart():
+    torch.manual_seed(0)
+    model = Transformer(Config.from_depth(4, vocab_size=1024, max_seq_len=64))
+    ids = torch.randint(0, 1024, (1, 64))
+    first = model(ids[:, :-1], targets=ids[:, 1:]).mean()
+    assert abs(first.item() - 6.93) < 1  # ln 1024
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(40):
+        loss = model(ids[:, :-1], targets=ids[:, 1:]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.5
+
+
+def test_one_dial_sets_the_known_shapes():
+    demo = Config.from_depth(4, vocab_size=1024)
+    assert (demo.n_layer, demo.d_model, demo.n_head, demo.n_kv_head) == (4, 128, 4, 2)
+    assert 0.6e6 < Transformer(demo).num_params() - 1024 * 128 < 0.8e6
+    assert Config.from_depth(12, vocab_size=50257).d_model == 768  # GPT-2
+    assert Config.from_depth(20, vocab_size=65536).d_model == 1280  # nanochat's d20
+    widths = [Config.from_depth(depth, vocab_size=300).d_model for depth in range(1, 33)]
+    assert widths == sorted(widths)
+    assert Config.from_depth(4, vocab_size=300, d_ff=256, qk_norm=False).d_ff == 256
+
+
+def test_parameters_and_flops_count_each_matrix_once(random_model):
+    tied, untied = random_model(), random_model(tie_embeddings=False)
+    embedding = tied.embed_tokens.weight.numel()
+    assert untied.num_params() - tied.num_params() == embedding
+    assert untied.num_params(embedding=False) == tied.num_params() == peer(tied).num_parameters()
+    c = tied.config
+    matrices = embedding + c.n_layer * c.d_model * (
+        c.head_dim * (2 * c.n_head + 2 * c.n_kv_head) + 3 * c.d_ff
+    )
+    attention = 12 * c.n_layer * c.n_head * c.head_dim * 64
+    assert tied.flops_per_token(64) == pytest.approx(6 * matrices + attention, rel=0.01)  # norms beside it
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (lambda m: m(torch.zeros(1, 129, dtype=torch.long)), "context of 128"),
+        (lambda m: m(torch.zeros(1, 9, dtype=torch.long), cache=KVCache(m.config, 1, 8)), "Reserve more"),
+        (lambda m: Config.from_depth(0, 512), "depth=0"),
+        (lambda m: Config.from_depth(4, 512, n_kv_head=3), "n_kv_head=3"),
+        (lambda m: Config.from_depth(4, 512, head_dim=15), "head_dim=15"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_a_sentence(random_model, act, words):
+    with pytest.raises(ValueError, match=words):
+        act(random_model())
+
+
+@pytest.mark.parametrize("qk_norm", [True, False])
+def test_bfloat16_stays_close_to_float32(random_model, qk_norm):
+    model, half = random_model(qk_norm=qk_norm), random_model(qk_norm=qk_norm).bfloat16()
+    ids = torch.randint(0, 512, (2, 64))
+    with torch.no_grad():
+        exact = model(ids)
+        with torch.autocast("cpu", torch.bfloat16):
+            autocast = model(ids)
+        for logits in (autocast, half(ids)):
+            assert logits.dtype == torch.float32
+            assert F.cosine_similarity(logits, exact, dim=-1).min() > 0.99
+
+
+def test_all_gradients_flow(random_model):
+    for settings in itertools.product([True, False], repeat=2):
+        model = random_model(qk_norm=settings[0], tie_embeddings=settings[1])
+        model(torch.randint(0, 512, (2, 20)), targets=torch.randint(0, 512, (2, 20))).sum().backward()
+        assert all(weight.grad is not None and weight.grad.any() for weight in model.parameters())
