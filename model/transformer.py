@@ -124,7 +124,9 @@ class RMSNorm(nn.Module):
 def rope_tables(config: Config) -> tuple[Tensor, Tensor]:
     """Cosines and sines (max_seq_len, D) of position · theta^(-2i/D), once for each half of a head."""
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    angles = torch.outer(torch.arange(config.max_seq_len, dtype=torch.float32), config.rope_theta**-exponents)
+    # Divided, not raised to the negative power: a last bit off here is a hundred times that at position 100.
+    frequencies = 1.0 / config.rope_theta**exponents
+    angles = torch.outer(torch.arange(config.max_seq_len, dtype=torch.float32), frequencies)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
 
