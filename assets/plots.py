@@ -9,7 +9,7 @@ from pathlib import Path
 
 SIZE = (6.0, 2.6)  # inches; at 100 dpi some 20 kB a picture
 COLOURS = ("#3b5bdb", "#e8590c", "#2b8a3e", "#862e9c")
-HELD_OUT = ("heldout_bpb", "accuracy", "heldout_accuracy", "learning_rate")  # the first that is there
+HELD_OUT = ("held_out_bpb", "heldout_accuracy", "heldout_loss", "lr")  # the first that is there
 
 
 def curves(

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from assets.plots import training_plot
 from assets.stage import Evidence, StageRun, stage
+from assets.training import TRAINED, training_evidence
 
 
-@stage(group="models", kinds={"pytorch", "deepspeed"}, tracked=True, registered=True, pool="gpu")
+@stage(
+    group="models",
+    kinds={"pytorch", "deepspeed"},
+    checks=TRAINED,
+    tracked=True,
+    registered=True,
+    pool="gpu",
+)
 def sft_model(run: StageRun) -> Evidence:
     """First the base model is asked what it knows; then it is tuned on conversations made to fit.
 
@@ -15,4 +22,6 @@ def sft_model(run: StageRun) -> Evidence:
     conversations = run.work / "conversations"
     probed = run.launch("evals.probes", out=conversations)
     result = run.launch("model.sft", conversations=conversations)
-    return Evidence(numbers={**probed, **result}, plot=training_plot(run.out / "curve.jsonl"))
+    return training_evidence(
+        {**probed, **result}, run.out, first=("heldout_loss", "conversations", "facts_known", "facts_unknown")
+    )
