@@ -197,6 +197,20 @@ class DvcLedger:
                 f"(DVC keeps its version)."
             )
 
+    def cached(self, md5: str) -> Path:
+        """Where DVC's cache holds (or would hold) the object of an md5."""
+        if "cache" not in self._read:
+            with self._repo(lock=False) as repo:
+                self._read["cache"] = ((0, 0, 0), repo.cache.local.path)
+        return Path(self._read["cache"][1], md5[:2], md5[2:])
+
+    def cached_listing(self, version: str) -> dict[str, str] | None:
+        """md5 by relative path of a version's files, as DVC's cache lists them; None if it holds no good list."""
+        path = self.cached(version)
+        if not path.is_file() or file_md5(path) != version.removesuffix(".dir"):
+            return None
+        return {entry["relpath"]: entry["md5"] for entry in json.loads(path.read_bytes())}
+
     # -- to record ----------------------------------------------------------------------------------
 
     def inside_repro(self, name: str | None = None) -> bool:
