@@ -166,13 +166,13 @@ def chat(
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 128,
 ) -> None:
     """Talk with a model of the chain. An empty line or Ctrl-D ends it."""
-    from model.chat import Conversation
+    from model.conversation import Conversation
 
     with _plain_errors():
         folder = Path(model) if Path(model).is_dir() else ROOT / "data" / model
         if not (folder / "config.json").exists():
             raise ValueError(f"{folder} holds no model. Make it first: stemma materialize {model}")
-        conversation = Conversation.load(folder, temperature=temperature, max_new_tokens=max_tokens)
+        conversation = Conversation(folder, temperature=temperature, max_new_tokens=max_tokens)
     if prompt is not None:
         print(conversation.ask(prompt))
         return
