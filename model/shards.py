@@ -30,7 +30,7 @@ from model.run_log import ConfigError, Refusal, RunLog, write_json
 TRAIN, HELD_OUT = "train", "held_out"
 SHARD_TOKENS = 2**27  # 256 MiB of uint16: big enough to be few, small enough to move
 ENCODE_AT_ONCE = 2000  # documents; enough for all cores of the tokenizer
-MIN_HOSTS = 50  # fewer, and a share of the hosts is too coarse a share of the text
+MIN_HOSTS = 20  # fewer, and a share of the hosts is too coarse a share of the text
 FAR_OFF = 2.0  # times the share that was asked for: then hosts are no good measure of it
 COLUMNS = ["record_id", "crawl", "host", "text"]
 

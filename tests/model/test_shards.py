@@ -1,0 +1,107 @@
+"""Token shards hold the corpus exactly, and the held-out split leaks nothing."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from model import shards
+from model.loader import TokenData
+from model.run_log import ConfigError, Refusal, RunLog
+from model.shards import HELD_OUT, TRAIN, SplitConfig, check_shards, split_documents, write_shards
+
+
+class ByteTokenizer:
+    """A token a byte, and a separator: what the real one must be equivalent to."""
+
+    vocab_size, eos_id = 257, 256
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [list(text.encode()) for text in texts]
+
+
+def corpus(folder, documents: int = 60, hosts: int = 30, name: str = "c"):
+    """A cleaned corpus of made-up documents of uneven length, in two files."""
+    rows = [
+        {
+            "record_id": f"{name}-{i}",
+            "crawl": name,
+            "host": f"host{i % hosts}.example",
+            "text": f"{name} page {i}: " + "é" * (i % 7) + "x" * (i * 37 % 101),
+        }
+        for i in range(documents)
+    ]
+    (folder / name / "documents").mkdir(parents=True)
+    for part in range(2):
+        pq.write_table(pa.Table.from_pylist(rows[part::2]), folder / name / "documents" / f"{part}.parquet")
+    return folder / name, rows
+
+
+def write(corpora, out, **split):
+    return write_shards(corpora, ByteTokenizer(), out, SplitConfig(**split), RunLog(speak=False))
+
+
+def test_every_document_lies_where_the_index_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_TOKENS", 500)
+    folder, rows = corpus(tmp_path)
+    manifest = write([folder], tmp_path / "tokens")
+    assert len(manifest["shards"]) > 3
+    data = TokenData(tmp_path / "tokens")
+    for row in rows:
+        (document,) = data.find(row["record_id"])
+        tokens = data.tokens(document)
+        assert bytes(tokens[:-1].astype(np.uint8)).decode() == row["text"] and tokens[-1] == 256
+        assert data.n_bytes[document] == len(row["text"].encode())
+    assert sum(manifest["documents"].values()) == len(rows)
+
+
+def test_the_same_documents_give_the_same_bytes_in_whatever_order_corpora_are_named(tmp_path):
+    a, b = corpus(tmp_path, name="a")[0], corpus(tmp_path, name="b")[0]
+    write([a, b], tmp_path / "ab")
+    write([b, a], tmp_path / "ba")
+    for file in (tmp_path / "ab").iterdir():
+        assert file.read_bytes() == (tmp_path / "ba" / file.name).read_bytes()
+
+
+def test_a_host_stands_on_one_side_of_the_split_whatever_else_is_in_the_corpus():
+    hosts = [f"h{i % 400}.example" for i in range(4000)]
+    texts = [str(i) for i in range(4000)]
+    held, by = split_documents(hosts, texts, np.full(4000, 100), SplitConfig(held_out=0.1))
+    assert by == "host" and 0.05 < held.mean() < 0.2
+    out = {host for host, h in zip(hosts, held, strict=True) if h}
+    assert not out & {host for host, h in zip(hosts, held, strict=True) if not h}
+    again, _ = split_documents(hosts[2000:], texts[2000:], np.full(2000, 100), SplitConfig(held_out=0.1))
+    assert (again == held[2000:]).all()
+
+
+def test_with_few_hosts_documents_are_held_out_instead_and_it_is_said(tmp_path, capsys):
+    folder, _ = corpus(tmp_path, documents=200, hosts=3)
+    split = SplitConfig(held_out=0.1, upsample={"host1.example": 5})
+    manifest = write_shards([folder], ByteTokenizer(), tmp_path / "t", split, RunLog(speak=True))
+    assert manifest["split_by"] == "document" and manifest["documents"][HELD_OUT] > 3
+    assert "3 hosts are too few" in capsys.readouterr().err
+    index = pq.read_table(tmp_path / "t" / "index.parquet").to_pylist()
+    assert {r["repeat"] for r in index if r["host"] == "host1.example"} == {5}
+    assert {r["split"] for r in index if r["host"] == "host1.example"} == {TRAIN}
+    assert {r["repeat"] for r in index if r["host"] == "host0.example"} == {1}
+
+
+def test_a_changed_byte_in_a_shard_is_found_by_name(tmp_path):
+    write([corpus(tmp_path)[0]], tmp_path / "t")
+    check_shards(tmp_path / "t")
+    shard = tmp_path / "t" / "shard-00000.bin"
+    shard.write_bytes(b"\x01" + shard.read_bytes()[1:])
+    with pytest.raises(Refusal, match="shard-00000"):
+        check_shards(tmp_path / "t")
+
+
+def test_wrong_inputs_get_a_sentence(tmp_path):
+    with pytest.raises(ConfigError, match="not a whole number of times"):
+        SplitConfig(upsample={"a.example": 0})
+    with pytest.raises(ConfigError, match="not a cleaned corpus"):
+        write([tmp_path], tmp_path / "t")
+    empty, _ = corpus(tmp_path, documents=0, name="empty")
+    for file in (empty / "documents").iterdir():
+        pq.write_table(pa.table({c: pa.array([], pa.string()) for c in shards.COLUMNS}), file)
+    with pytest.raises(Refusal, match="no documents to train on"):
+        write([empty], tmp_path / "t")
