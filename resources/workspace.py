@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import errno
-import fcntl
 import io
 import json
 import os
@@ -22,24 +21,14 @@ import shutil
 import stat
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-POLL_SECONDS = 0.2  # how often a waiting process asks for the lock again
-REMIND_SECONDS = 30.0  # how often it says that it still waits
+from resources.stage_lock import WorkspaceError, hold
+
 # DVC reads a dot as a level and forbids other punctuation in the names it makes of these.
 CRAWL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-
-_thread_locks: dict[str, threading.Lock] = {}
-_thread_locks_guard = threading.Lock()
-
-
-class WorkspaceError(RuntimeError):
-    """A sentence for the user: what, where, and the way out."""
 
 
 class Workspace:
@@ -125,6 +114,7 @@ class Workspace:
 
         yaml = YAML()  # round trip: comments, order and quotes stay
         yaml.width = 110
+        yaml.preserve_quotes = True
         before = self.params()
         document = yaml.load(self.params_file.read_text(encoding="utf-8"))
         if document is None:
@@ -209,7 +199,7 @@ class Workspace:
         for place in {folder, path.parent if path.parent.exists() else folder}:
             if not place.is_dir():
                 raise WorkspaceError(f"{self.short(place)} is a file, but a folder is needed there. Move it.")
-            if not os.access(place, os.W_OK | os.X_OK):
+            if not os.access(place, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
                 raise WorkspaceError(
                     f"{self.short(place)} cannot be written (read-only). Nothing was changed. "
                     f"Allow it with 'chmod u+w {self.short(place)}', or mount it writable, and run again."
@@ -252,76 +242,13 @@ class Workspace:
     def lock(
         self, stage: str, say: Callable[[str], None] | None = None, timeout: float | None = None
     ) -> Iterator[None]:
-        """Hold the stage alone: wait for other writers, saying who holds it (`say`, default stderr).
-
-        A POSIX lock, freed by the kernel when its process ends, even by SIGKILL, and not inherited by
-        children. Threads of one process exclude each other too. Not re-entrant. After `timeout` seconds
-        (default: none) a WorkspaceError names the holder.
-        """
-        say = say or (lambda text: print(text, file=sys.stderr, flush=True))
+        """Hold the stage alone: waits for other writers and says who they are (see resources/stage_lock.py)."""
         path = self.root / "work" / ".locks" / f"{stage}.lock"
         with self.plain_errors(stage):
             path.parent.mkdir(parents=True, exist_ok=True)
-        with _thread_locks_guard:
-            thread_lock = _thread_locks.setdefault(str(path), threading.Lock())
-        waiting = _Waiting(stage, say, timeout)
-        while not thread_lock.acquire(timeout=POLL_SECONDS):
-            waiting.tell(f"another thread of this process (pid {os.getpid()})")
-        try:
-            with self.plain_errors(stage):
-                file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (closing it is what frees the lock)
-            with file:
-                while not _try_lock(file):
-                    waiting.tell(_holder(file))
-                    time.sleep(POLL_SECONDS)
-                file.truncate(0)
-                file.write(json.dumps({"pid": os.getpid(), "since": time.time()}))
-                file.flush()
-                try:
-                    yield
-                finally:
-                    file.truncate(0)
-        finally:
-            thread_lock.release()
-
-
-class _Waiting:
-    """Says once, and then now and again, who is being waited for."""
-
-    def __init__(self, stage: str, say: Callable[[str], None], timeout: float | None):
-        self.stage, self.say, self.timeout = stage, say, timeout
-        self.start, self.next = time.monotonic(), 0.0
-
-    def tell(self, holder: str) -> None:
-        waited = time.monotonic() - self.start
-        if self.timeout is not None and waited >= self.timeout:
-            raise WorkspaceError(
-                f"{self.stage} is being made by {holder}; waited {waited:.0f} s. Try again when it is done."
-            )
-        if waited >= self.next:
-            self.say(f"{self.stage}: waiting for {holder}, which is making it.")
-            self.next = waited + REMIND_SECONDS
-
-
-def _try_lock(file: io.TextIOBase) -> bool:
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            return False
-        raise
-    return True
-
-
-def _holder(file: io.TextIOBase) -> str:
-    """Who holds the lock, from what the holder wrote into it (through our own handle: see fcntl(2))."""
-    file.seek(0)
-    try:
-        held = json.loads(file.read())
-        since = datetime.fromtimestamp(held["since"], UTC).astimezone()
-        return f"process {held['pid']} (since {since:%H:%M:%S})"
-    except (ValueError, KeyError, TypeError):  # being written just now
-        return "another process"
+            path.touch()
+        with hold(path, stage, say, timeout):
+            yield
 
 
 def _overlay(base: dict[str, Any], over: Mapping[str, Any], prefix: str = "") -> list[str]:
