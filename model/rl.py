@@ -311,6 +311,7 @@ def export(result: TrainResult, job: Job, parent, config: RlConfig, before: dict
     state, last = result.state, result.curve[-1]
     summary = {
         "environment": config.dataset,
+        "options": dict(config.options),
         "calculator": config.calculator,
         "heldout_problems": config.eval_problems,
         "heldout_accuracy_before": round(before["heldout_accuracy"], 6),
