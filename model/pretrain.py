@@ -145,6 +145,7 @@ def held_out_bpb(model: nn.Module, data: TokenData, seq_len: int, world: World) 
     return bits_per_byte(model, documents, n_bytes, data.separator, seq_len, world)
 
 
+@torch.no_grad()
 def bits_per_byte(
     model: nn.Module,
     documents: list[np.ndarray],
