@@ -133,14 +133,14 @@ def clean(
 ) -> None:
     """Clean crawl files into text, by themselves: no Dagster, no DVC, just files in and files out."""
     from corpus.clean import CleanConfig, clean_crawl
-    from corpus.crawl import expand_paths
+    from corpus.crawl import find_files
     from corpus.report import print_funnel
 
     with _plain_errors():
         if out_dir.exists() and any(out_dir.iterdir()):
             raise ValueError(f"{out_dir} is not empty. Name a new folder, so that nothing is overwritten.")
-        pairs = expand_paths(files)
-        config = CleanConfig(languages=[word for word in languages.split(",") if word])
+        pairs = [(name, path) for path, name in find_files(out_dir.name, files, Path.cwd())]
+        config = CleanConfig(languages=tuple(word for word in languages.split(",") if word))
         stats = clean_crawl(
             pairs,
             out_dir,

@@ -32,7 +32,7 @@ def cleaned_corpus(run: StageRun) -> Evidence:
         [(f.file, f.path(run.root, crawl)) for f in files],
         run.out,
         run.work / "units",
-        CleanConfig(**run.params),
+        CleanConfig.from_dict(run.params),
         crawl=run.partition,
         truth=truth if truth.exists() else None,
         hashes={f.file: f.sha256 for f in files},

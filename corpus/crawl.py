@@ -112,7 +112,7 @@ def find_files(name: str, paths: str | list[str], root: Path) -> list[tuple[str,
         matches = sorted(m for m in system.glob(path) if not system.isdir(m))
         if not matches:
             raise FileNotFoundError(
-                f"params.yaml, crawls.{name}: no file matches {pattern!r} (relative to {root}). Correct 'paths'."
+                f"crawl {name}: no file matches {pattern!r} (looked from {root}). Correct the path or the pattern."
             )
         for match in matches:
             if remote:
