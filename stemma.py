@@ -142,14 +142,9 @@ def clean(
             raise ValueError(f"{out_dir} is not empty. Name a new folder, so that nothing is overwritten.")
         pairs = [(name, path) for path, name in find_files(out_dir.name, files, Path.cwd())]
         config = CleanConfig(languages=tuple(word for word in languages.split(",") if word))
-        stats = clean_crawl(
-            pairs,
-            out_dir,
-            out_dir.parent / f".{out_dir.name}.work",
-            config,
-            crawl=out_dir.name,
-            workers=workers,
-        )
+        work = out_dir.parent / f".{out_dir.name}.work"  # finished units, found again if this is interrupted
+        stats = clean_crawl(pairs, out_dir, work, config, crawl=out_dir.name, workers=workers)
+        shutil.rmtree(work)
     if as_json:
         print((out_dir / "stats.json").read_text())
     else:
