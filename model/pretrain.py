@@ -36,12 +36,24 @@ from model.trainer import Batch, TrainConfig, TrainResult, train, write_curve
 from model.transformer import IGNORE, Config, Transformer
 
 SHAPE = ("n_head", "n_kv_head", "head_dim", "d_model", "d_ff")
+DEMO_PARAMETERS = 820_608  # depth 4, vocabulary 1,024: what lr and batch were measured on
 EVAL_BYTES = 2_000_000  # of held-out text at most; more would not move the second digit of bits per byte
 
 
 @dataclass(frozen=True)
 class PretrainConfig(TrainConfig):
-    """The section `base_model` of params.yaml: the model, the data, and how it is trained (TrainConfig)."""
+    """The section `base_model` of params.yaml: the model, the data, and how it is trained (TrainConfig).
+
+    `depth` is the dial: 0 in lr, batch_tokens and in all of steps, tokens and epochs means that it decides.
+
+    The demo (2 cores, no GPU, no compiler; 1,470 pages of 422,000 tokens, 60 more of 11,500 that it shall know by
+    heart) trains 0.8M parameters in float32, which on a CPU without AMX beats bfloat16 by 1.7 and loses to
+    torch.compile (12 s to compile) by only 1.2: 9,200 tokens a CPU second. What decides how many of the 60 first
+    sentences it then completes word for word from "X is" is the number of steps and of readings:
+      1.5M tokens, 366 steps of 4,096, each page read  60 times:  6 of 60, 2.27 held-out bits per byte
+      1.5M tokens, 732 steps of 2,048, each page read  60 times: 24 of 60, 2.16
+      1.4M tokens, 1,367 steps of 1,024, each page read 85 times: 59 of 60, 2.34; 152 CPU seconds
+    """
 
     depth: int = 4  # layers; sets the width too (transformer.Config.from_depth)
     n_head: int = 0  # these five override what depth sets; 0: leave it
@@ -51,15 +63,18 @@ class PretrainConfig(TrainConfig):
     d_ff: int = 0
     seq_len: int = 256  # tokens a row is trained on
     max_seq_len: int = 1024  # tokens the model can be given
-    batch_tokens: int = 4096  # tokens a step, over all processes
-    steps: int = 0  # give one of steps, tokens and epochs
+    batch_tokens: int = (
+        0  # tokens a step, over all processes; 1,024 at depth 4, and in proportion to parameters
+    )
+    steps: int = 0  # at most one of steps, tokens and epochs
     tokens: int = 0
     epochs: float = 0.0
     held_out: float = 0.05  # share of the documents kept from training, for bits per byte
     upsample: Mapping[str, int] = dataclasses.field(default_factory=dict)  # host -> times an epoch reads it
-    lr: float = 8e-3  # for 0.7M parameters; the best of 4e-3, 8e-3 and 1.6e-2 on the demo's corpus
+    lr: float = 0.0  # 8e-3 at depth 4, and in inverse proportion to the width (arXiv 2203.03466)
+    warmup: float = 0.05
     log_every: int = 5
-    eval_every: int = 100
+    eval_every: int = 200
 
     def __post_init__(self):
         super().__post_init__()
@@ -81,10 +96,19 @@ class PretrainConfig(TrainConfig):
         overrides = {name: getattr(self, name) for name in SHAPE if getattr(self, name)}
         return Config.from_depth(self.depth, vocab_size, self.max_seq_len, **overrides)
 
-    def planned(self, tokens_an_epoch: int) -> PretrainConfig:
-        """This configuration with its number of steps. Said nothing, four epochs: up to there a repeated token is
-        worth nearly a new one (arXiv 2305.16264)."""
-        tokens = self.tokens or (self.epochs or 4.0) * tokens_an_epoch
+    def dialled(self, vocab_size: int) -> PretrainConfig:
+        """This configuration with what depth decides filled in."""
+        with torch.device("meta"):
+            size = Transformer(self.shape(vocab_size)).num_params()
+        rows = 2 ** max(2, round(math.log2(1024 / self.seq_len * size / DEMO_PARAMETERS)))
+        lr = self.lr or 8e-3 * 128 / self.shape(vocab_size).d_model
+        return dataclasses.replace(self, lr=lr, batch_tokens=self.batch_tokens or self.seq_len * rows)
+
+    def planned(self, tokens_an_epoch: int, parameters: int) -> PretrainConfig:
+        """This configuration with its number of steps. Said nothing: 20 tokens a parameter (arXiv 2203.15556), but
+        at most four epochs; up to there a repeated token is worth nearly a new one (arXiv 2305.16264)."""
+        tokens = self.tokens or self.epochs * tokens_an_epoch
+        tokens = tokens or min(20 * parameters, 4 * tokens_an_epoch)
         steps = self.steps or max(1, round(tokens / self.batch_tokens))
         return dataclasses.replace(self, steps=steps, tokens=0, epochs=0.0)
 
@@ -95,13 +119,14 @@ def pretrain(job: Job) -> None:
     corpora, vocabulary = job.input("cleaned_corpus"), job.input("tokenizer")
     world = engine.join(config)
     words = tokenizer.load_tokenizer(vocabulary)
+    config = config.dialled(words.vocab_size)
     tokens = make_tokens(corpora, vocabulary, words, config, job, world)
     data = TokenData(tokens)
     feed = Loader(data, config.seq_len, config.batch_tokens // config.seq_len, config.seed)
-    config = config.planned(feed.tokens_an_epoch)
     torch.manual_seed(config.seed)
     model = Transformer(config.shape(words.vocab_size))
     parameters = model.num_params()  # now, because ZeRO 3 takes the weights apart
+    config = config.planned(feed.tokens_an_epoch, parameters)
     announce(model, config, data, feed, job.log)
     result = train(
         model,
