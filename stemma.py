@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 ROOT = Path(__file__).resolve().parent
 FAILED, DISAGREES, NOT_FOUND = 1, 2, 3  # exit codes beside 0
@@ -327,11 +328,10 @@ def _show_demo() -> None:
     out.print(_status_table(status_rows(definitions.defs, ROOT)))
     report = ROOT / "data" / "eval_reports"
     out.rule("[bold]The models, side by side")
-    out.print(_headline(report))
+    out.print(_comparison(json.loads((report / "report.json").read_text())))
     out.rule("[bold]Three conversations with the final model")
-    for sample in _samples(report / "samples.jsonl"):
-        out.print(f"[bold]you   [/] {sample['question']}", markup=True)
-        out.print(f"[bold]stemma[/] {sample['answer']}\n", markup=True)
+    for kind, question, answer in _samples(report / "samples.jsonl"):
+        out.print(f"[dim]{kind}[/]\n[bold]you   [/] {escape(question)}\n[bold]stemma[/] {escape(answer)}\n")
     out.rule("[bold]The family tree of the RL model")
     out.print(family_tree(ROOT, "rl_model"))
     out.rule("[bold]What next")
@@ -348,13 +348,37 @@ def _show_demo() -> None:
     )
 
 
-def _headline(report: Path) -> str:
-    return (report / "headline.txt").read_text() if (report / "headline.txt").exists() else ""
+def _comparison(report: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table(
+        box=None, header_style="bold", pad_edge=False, caption=escape(report["verdict"]["sentence"])
+    )
+    for column in ("", "base", "SFT", "RL"):
+        table.add_column(column, justify="right" if column else "left")
+    models = ("base", "SFT", "RL")
+    knowledge = report["knowledge"]
+    table.add_row("held-out bits per byte", *(f"{report['bits_per_byte'][m]:.3f}" for m in models))
+    table.add_row("held-out sums right", *(_percent(report["accuracy"][m]) for m in models))
+    table.add_row("known facts answered right", *(_percent(knowledge[m]["recall"]) for m in models))
+    table.add_row("unknown facts declined", *(_percent(knowledge[m]["refusal"]) for m in models))
+    return table
 
 
-def _samples(path: Path) -> list[dict[str, str]]:
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [row for row in rows if row["model"] == "rl_model"][:3]
+def _percent(rate: dict[str, float]) -> str:
+    return (
+        f"{100 * rate['rate']:.0f} % \\[{100 * rate['low']:.0f}–{100 * rate['high']:.0f}]"
+        if rate["n"]
+        else "–"
+    )
+
+
+def _samples(path: Path) -> list[tuple[str, str, str]]:
+    """Return one conversation of the RL model about itself, one about a page, one sum."""
+    rows = [row for row in map(json.loads, path.read_text().splitlines()) if row["model"] == "RL"]
+    firsts = {row["kind"].split(" ")[0]: row for row in reversed(rows)}
+    wanted = [kind for kind in ("identity", "known", "sum", "unknown", "calculator") if kind in firsts][:3]
+    return [(firsts[k]["kind"], firsts[k]["question"], firsts[k]["answer"]) for k in wanted]
 
 
 if __name__ == "__main__":
