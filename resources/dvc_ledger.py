@@ -12,42 +12,26 @@ Notable:
 from __future__ import annotations
 
 import contextlib
-import functools
-import hashlib
 import json
 import os
 import re
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resources.dvc_hashes import code_hash, dir_md5, file_md5, files_of, path_md5
+from resources.dvc_yaml import Stage, overlap, resolve_stages
 from resources.workspace import Workspace, WorkspaceError, read_yaml, remove_tree
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
 
+__all__ = ["DvcLedger", "GitState", "Stage", "dir_md5", "file_md5", "files_of", "path_md5"]
+
 BUSY_SECONDS = 0.5  # DVC's read-write lock does not wait, so we ask again
-_VARIABLE = re.compile(r"\$\{\s*([^}\s]+)\s*\}")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stage of dvc.yaml. Paths are relative to the project."""
-
-    name: str  # cleaned_corpus@sample
-    asset: str  # cleaned_corpus
-    partition: str | None  # sample
-    cmd: str
-    template: str  # the command before ${key} was filled in: the same for every partition
-    desc: str
-    data_deps: tuple[str, ...]  # folders that other stages make
-    code_deps: tuple[str, ...]  # everything else it reads
-    params: tuple[str, ...]  # names in params.yaml
-    out: str
-    param_values: Mapping[str, Any] = field(hash=False, default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,7 +58,7 @@ class DvcLedger:
         signature = (self._signature("dvc.yaml"), self._signature("params.yaml"))
         cached = self._read.get("stages")
         if cached is None or cached[0] != signature:
-            cached = (signature, _resolve(self._yaml("dvc.yaml"), self.workspace.params()))
+            cached = (signature, resolve_stages(self._yaml("dvc.yaml"), self.workspace.params()))
             self._read["stages"] = cached
         return dict(cached[1])
 
@@ -88,7 +72,7 @@ class DvcLedger:
     def upstream(self, name: str) -> list[str]:
         """The stages whose outputs this one reads directly."""
         deps = self.stage(name).data_deps
-        return [s.name for s in self.stages().values() if any(_overlap(s.out, dep) for dep in deps)]
+        return [s.name for s in self.stages().values() if any(overlap(s.out, dep) for dep in deps)]
 
     def in_order(self) -> list[str]:
         """All stages, upstream first."""
@@ -114,7 +98,7 @@ class DvcLedger:
             raise WorkspaceError(
                 f"{', '.join(missing)}: named by stage '{asset}' in dvc.yaml, but not there."
             )
-        return _code_version(stage.template, {d: path_md5(self.root / d) for d in stage.code_deps})
+        return code_hash(stage.template, {d: path_md5(self.root / d) for d in stage.code_deps})
 
     def recorded_code_version(self, name: str) -> str | None:
         """The code version with which dvc.lock's version of this stage was made."""
@@ -123,7 +107,7 @@ class DvcLedger:
             return None
         template = stage.template if entry.get("cmd") == stage.cmd else str(entry.get("cmd"))
         code = {d["path"]: d.get("md5") for d in entry.get("deps", []) if d["path"] not in stage.data_deps}
-        return _code_version(template, code)
+        return code_hash(template, code)
 
     # -- what is recorded ---------------------------------------------------------------------------
 
@@ -363,145 +347,6 @@ class DvcLedger:
             if file_md5(cached) != oid.removesuffix(".dir"):
                 cached.chmod(0o644)
                 cached.unlink()
-
-
-# -- hashes, as DVC computes them --------------------------------------------------------------------
-
-
-def file_md5(path: Path) -> str:
-    """MD5 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, functools.partial(hashlib.md5, usedforsecurity=False)).hexdigest()
-
-
-def dir_md5(files: Mapping[str, str]) -> str:
-    """DVC's version of a folder, from the md5 of each file by relative path: `<md5>.dir`."""
-    listing = [{"md5": files[path], "relpath": path} for path in sorted(files)]
-    text = json.dumps(listing, sort_keys=True).encode()
-    return hashlib.md5(text, usedforsecurity=False).hexdigest() + ".dir"
-
-
-def path_md5(path: Path) -> str:
-    """DVC's md5 of a file or folder, computed here from every byte (without compiled Python)."""
-    if path.is_file():
-        return file_md5(path)
-    return dir_md5({str(f.relative_to(path)): file_md5(f) for f in files_of(path)})
-
-
-def files_of(folder: Path) -> list[Path]:
-    """Every file below a folder, without Python's compiled files, as .dvcignore leaves them out."""
-    return sorted(
-        p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts and p.suffix != ".pyc"
-    )
-
-
-def _code_version(template: str, code: Mapping[str, str | None]) -> str:
-    return hashlib.sha256(json.dumps([template, sorted(code.items())]).encode()).hexdigest()[:12]
-
-
-# -- reading dvc.yaml --------------------------------------------------------------------------------
-
-
-def _resolve(document: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Stage]:
-    """Stages by name. Understands `foreach` over a mapping or a list, ${key}, ${item} and ${params.yaml names}."""
-    plain: list[tuple[str, str, str | None, str, Mapping[str, Any]]] = []
-    for asset, body in (document.get("stages") or {}).items():
-        for feature in ("matrix", "wdir", "vars"):
-            if feature in body or feature in body.get("do", {}) or feature in document:
-                raise WorkspaceError(
-                    f"dvc.yaml, stage '{asset}': '{feature}' is not understood by Stemma. Spell it out."
-                )
-        if "foreach" not in body:
-            plain.append((asset, asset, None, str(body["cmd"]), _fill(body, params)))
-            continue
-        over = _fill(body["foreach"], params) or {}
-        pairs = over.items() if isinstance(over, Mapping) else [(str(item), item) for item in over]
-        for key, item in pairs:
-            context = {**params, "item": item, **({"key": key} if isinstance(over, Mapping) else {})}
-            filled = _fill(body["do"], context)
-            plain.append((f"{asset}@{key}", asset, str(key), str(body["do"]["cmd"]), filled))
-    outs = [_path_of(out) for _, _, _, _, body in plain for out in body.get("outs", [])]
-    return {entry[0]: _stage(*entry, outs, params) for entry in plain}
-
-
-def _stage(
-    name: str,
-    asset: str,
-    partition: str | None,
-    template: str,
-    body: Mapping[str, Any],
-    outs: list[str],
-    params: Mapping[str, Any],
-) -> Stage:
-    mine = [_path_of(out) for out in body.get("outs", [])]
-    if len(mine) != 1:
-        raise WorkspaceError(
-            f"dvc.yaml, stage '{name}': a version is one folder, so name exactly one out, not {mine}."
-        )
-    deps = [_path_of(dep) for dep in body.get("deps", [])]
-    names = [p for p in body.get("params", []) if isinstance(p, str)]
-    if len(names) != len(body.get("params", [])):
-        raise WorkspaceError(
-            f"dvc.yaml, stage '{name}': parameters stand in params.yaml, not in files of their own."
-        )
-    values = {n: _look_up(n, params) for n in names if _look_up(n, params) is not _MISSING}
-    is_data = {dep: any(_overlap(out, dep) for out in outs) for dep in deps}
-    return Stage(
-        name=name,
-        asset=asset,
-        partition=partition,
-        cmd=str(body["cmd"]),
-        template=template,
-        desc=str(body.get("desc", "")),
-        data_deps=tuple(d for d in deps if is_data[d]),
-        code_deps=tuple(d for d in deps if not is_data[d]),
-        params=tuple(names),
-        out=mine[0],
-        param_values=values,
-    )
-
-
-_MISSING = object()
-
-
-def _look_up(name: str, context: Any) -> Any:
-    for part in name.split("."):
-        if isinstance(context, Mapping) and part in context:
-            context = context[part]
-        else:
-            return _MISSING
-    return context
-
-
-def _fill(value: Any, context: Mapping[str, Any]) -> Any:
-    """Replace ${name} everywhere in a piece of dvc.yaml."""
-    if isinstance(value, Mapping):
-        return {key: _fill(item, context) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_fill(item, context) for item in value]
-    if not isinstance(value, str):
-        return value
-
-    def found(match: re.Match[str]) -> Any:
-        result = _look_up(match[1], context)
-        if result is _MISSING:
-            raise WorkspaceError(
-                f"dvc.yaml: {match[0]} names nothing in params.yaml. Add it, or correct the name."
-            )
-        return result
-
-    whole = _VARIABLE.fullmatch(value)
-    return found(whole) if whole else _VARIABLE.sub(lambda match: str(found(match)), value)
-
-
-def _path_of(entry: str | Mapping[str, Any]) -> str:
-    """A dependency or output is a path, or a path with options."""
-    return os.path.normpath(entry if isinstance(entry, str) else next(iter(entry)))
-
-
-def _overlap(one: str, other: str) -> bool:
-    a, b = Path(one), Path(other)
-    return a == b or a in b.parents or b in a.parents
 
 
 # -- talking with DVC --------------------------------------------------------------------------------
