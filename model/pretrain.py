@@ -52,7 +52,10 @@ class PretrainConfig(TrainConfig):
     sentences it then completes word for word from "X is" is the number of steps and of readings:
       1.5M tokens, 366 steps of 4,096, each page read  60 times:  6 of 60, 2.27 held-out bits per byte
       1.5M tokens, 732 steps of 2,048, each page read  60 times: 24 of 60, 2.16
+      1.2M tokens, 1,172 steps of 1,024, each page read  65 times: 44 of 60, 2.33 (lr 6e-3; the others 8e-3)
       1.4M tokens, 1,367 steps of 1,024, each page read 85 times: 59 of 60, 2.34; 152 CPU seconds
+    Two threads beside other busy processes want OMP_WAIT_POLICY=PASSIVE in the environment: without it they wait
+    for each other spinning, measured 9 times slower at a load of 5 on 2 cores.
     """
 
     depth: int = 4  # layers; sets the width too (transformer.Config.from_depth)
