@@ -250,11 +250,12 @@ def sync() -> None:
             told = tell(ROOT, instance)
         for line in told:
             say.print(line)
+        reported = sum(": not reported" not in line for line in told)
         sent, left = _tracker().replay()
         say.print(
-            f"{len(told)} versions reported to Dagster; MLflow: {sent} entries sent, {left} still to send."
+            f"{reported} versions reported to Dagster; MLflow: {sent} entries sent, {left} still to send."
         )
-    if left:
+    if left or reported < len(told):
         raise typer.Exit(FAILED)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import dagster as dg
 
-from lineage.provenance import write_statement
+from lineage.provenance import statement_path, write_statement
 from resources.workspace import remove_tree
 
 OWNER = "team:stemma"
@@ -162,7 +162,10 @@ def _materialize(context: dg.AssetExecutionContext, stage: Stage, name: str, for
     with workspace.lock(name):
         reasons = ledger.changes(name)
         if not reasons and not force and not ledger.inside_repro(name):
-            yield from _reuse(context, stage, ledger.recorded(name))
+            version = ledger.recorded(name)
+            if not statement_path(ledger.root, name, version).exists():  # killed between commit and statement
+                _write_statement(context, ledger, declared, version)
+            yield from _reuse(context, stage, version)
             return
         context.log.info("Making %s: %s", name, "; ".join(reasons) or "asked for")
         inputs = _verified_inputs(ledger, declared)
@@ -192,17 +195,9 @@ def _materialize(context: dg.AssetExecutionContext, stage: Stage, name: str, for
             version = ledger.commit(name)
             if tracked:
                 _record_in_mlflow(tracked, stage, ledger.root / declared.out, version, evidence)
-        write_statement(
-            ledger.root,
-            declared,
-            version,
-            upstream={up.name: ledger.recorded(up.name) for ups in inputs.values() for up in ups},
-            dagster_run=context.run_id,
-            mlflow_run=(tracked.run_id or tracked.key) if tracked else None,
-            started=started,
-            finished=time.time(),
-            cpu_seconds=_cpu_seconds() - cpu_before,
-        )
+        mlflow_run = (tracked.run_id or tracked.key) if tracked else None
+        spent = {"started": started, "finished": time.time(), "cpu_seconds": _cpu_seconds() - cpu_before}
+        _write_statement(context, ledger, declared, version, mlflow_run=mlflow_run, **spent)
         remove_tree(workspace.root / "work" / name)
         yield dg.MaterializeResult(
             asset_key=stage.name,
@@ -326,6 +321,11 @@ def _metadata_of(context: dg.AssetExecutionContext, asset: str, version: str) ->
         if event and (event.tags or {}).get("dagster/data_version") == version:
             return dict(event.metadata)
     return {}
+
+
+def _write_statement(context: Any, ledger: Any, declared: Any, version: str, **known: Any) -> None:
+    upstream = {name: ledger.recorded(name) for name in ledger.upstream(declared.name)}
+    write_statement(ledger.root, declared, version, upstream, dagster_run=context.run_id, **known)
 
 
 def _cpu_seconds() -> float:

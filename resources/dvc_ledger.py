@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import subprocess
@@ -313,6 +314,7 @@ class DvcLedger:
         os.environ.setdefault("DVC_NO_ANALYTICS", "1")
         from dvc.repo import Repo, lock_repo
 
+        logging.getLogger("dvc").setLevel(logging.WARNING)  # "Updating lock file" is not news
         with Repo(str(self.root), _wait_for_lock=True) as repo:
             if lock:
                 with lock_repo(repo):
