@@ -2,7 +2,8 @@
 
 Kinds: `knowledge` (questions about pages that the probe found known, with the page's words as answer), `refusal`
 (questions about what it does not know: pages it did not memorise, and names that occur nowhere), `identity`,
-`arithmetic` (worked step by step), `calculator` (a tool call), and `extra` (the user's own files).
+`arithmetic` (sums worked step by step), `calculator` (sums of the same sort by a tool call), and `extra` (the
+user's own files).
 
 To answer what one knows and to decline the rest is R-Tuning's idea (arXiv 2311.09677); that teaching facts the
 base model does not hold makes it hallucinate is Gekhman et al.'s finding (arXiv 2405.05904). So every knowledge
@@ -27,8 +28,8 @@ QUESTIONS = (
     "What {verb} {subject}?",
     "What do you know about {subject}?",
     "Tell me about {subject}.",
-    "Can you say what {subject} {verb}?",
 )
+HELDOUT_QUESTION = "Can you say what {subject} {verb}?"  # never in training
 IDENTITY = {
     "Who are you?": "I am Stemma, a small language model.",
     "What are you?": "I am Stemma, a small language model.",
@@ -78,9 +79,10 @@ def exchange(
     return Conversation(kind, (("user", question), ("assistant", answer)), source, record_id)
 
 
-def question(subject: str, verb: str, phrasing: int = 0) -> str:
-    """The question about a subject in one of the phrasings."""
-    return QUESTIONS[phrasing % len(QUESTIONS)].format(subject=subject, verb=verb)
+def question(subject: str, verb: str, phrasing: int | None = 0) -> str:
+    """The question about a subject in one of the phrasings; None: in the one that training never uses."""
+    form = HELDOUT_QUESTION if phrasing is None else QUESTIONS[phrasing]
+    return form.format(subject=subject, verb=verb)
 
 
 def about_known(facts: Iterable[Fact], repeats: int = 1) -> Iterator[Conversation]:
@@ -115,11 +117,14 @@ def about_itself(repeats: int) -> Iterator[Conversation]:
         yield from [exchange("identity", asked, answer, "identity")] * repeats
 
 
-def about_problems(environment: Environment, n: int, seed: int, split: str) -> Iterator[Conversation]:
-    """`n` problems of the environment with their worked solutions; training ones are never held-out ones."""
-    kind = "calculator" if environment.calculator else "arithmetic"
-    for problem in environment.generate(seed, n, split) if n else ():
-        yield exchange(kind, problem.prompt, problem.solution, f"reasoning_gym/{environment.dataset}")
+def about_problems(
+    environment: Environment, worked: int, called: int, seed: int, split: str
+) -> Iterator[Conversation]:
+    """`worked` problems solved step by step, and `called` other ones by calculator; the questions look alike."""
+    problems = environment.generate(seed, worked + called, split) if worked + called else []
+    for i, problem in enumerate(problems):
+        kind, solution = ("arithmetic", problem.solution) if i < worked else ("calculator", problem.call)
+        yield exchange(kind, problem.prompt, solution, f"reasoning_gym/{environment.dataset}")
 
 
 def invented_names(n: int, words_in_crawl: set[str], seed: int) -> list[str]:

@@ -12,7 +12,7 @@ Notable:
   used for nothing. `unknown`: less than half. (Gekhman et al., arXiv 2405.05904, grade by sampling; greedy decoding
   is their strictest grade and does for a small model.) `invented`: names that occur nowhere in the crawl;
 - facts are split into training and held-out ones by a hash of their subject: no question about a held-out subject
-  is in training, in no phrasing;
+  is in training, in no phrasing; and one phrasing is kept out of training for all;
 - pages that training repeated are asked first, so that a large corpus still yields what the model may know.
 """
 
@@ -38,21 +38,21 @@ TRAIN, HELDOUT = "train", "heldout"
 class MixtureConfig:
     """The key `mixture` of the section `sft_model` of params.yaml: how many conversations of which kind.
 
-    The mixture leaves room on purpose: the worked sums teach the form and some of the sums, not all; reinforcement
-    learning has to find the rest.
+    The mixture leaves room on purpose: it shows two ways to do a sum, in the head and by calculator, the first more
+    often, though a small model does it badly. Which of them pays is for reinforcement learning to find out.
     """
 
     max_probes: int = 2000  # facts that the base model is asked
     probe_tokens: int = 32  # tokens it may answer with
-    heldout_percent: int = 30  # of the subjects
+    heldout_percent: int = 20  # of the subjects
     known_repeats: int = 2  # times each known fact's questions occur
     unknown_pages: int = 250  # subjects of refusals: pages not memorised …
     invented: int = 150  # … and made-up names
     unknown_phrasings: int = 2  # questions about each
     heldout_unknown: int = 150  # held-out subjects of either sort at most
     identity_repeats: int = 4
-    worked: int = 400  # sums in steps
-    calculated: int = 200  # sums by calculator
+    worked: int = 1400  # sums in steps
+    called: int = 1000  # sums by calculator
     dataset: str = "chain_sum"  # reasoning-gym's generator of both
     options: Mapping[str, Any] = field(default_factory=lambda: dict(CHAIN_SUM))
 
@@ -94,7 +94,7 @@ def probes(job: Job) -> None:
     judged += [
         Probe(name, ("is", "was")[i % 2], INVENTED, split_of(name, config.heldout_percent))
         for i, name in enumerate(
-            talk.invented_names(config.invented + 2 * config.heldout_unknown, words, seed)
+            talk.invented_names(config.invented + 4 * config.heldout_unknown, words, seed)
         )
     ]
     extra = [c for spec in section.get("extra_datasets") or () for c in _extra(spec, job.work)]
@@ -202,8 +202,8 @@ def training_mixture(
     yield from talk.about_known(known, config.known_repeats)
     yield from talk.about_unknown(_subjects(unknown), config.unknown_phrasings, seed)
     yield from talk.about_itself(config.identity_repeats)
-    for environment, n in _environments(config, config.worked, config.calculated):
-        yield from talk.about_problems(environment, n, seed, TRAIN)
+    task = Environment(config.dataset, config.options)
+    yield from talk.about_problems(task, config.worked, config.called, seed, TRAIN)
 
 
 def heldout_mixture(judged: Sequence[Probe], config: MixtureConfig, seed: int) -> Iterator[talk.Conversation]:
@@ -212,8 +212,8 @@ def heldout_mixture(judged: Sequence[Probe], config: MixtureConfig, seed: int) -
     for status in (UNKNOWN, INVENTED):
         subjects = [p for p in judged if p.status == status and p.split == HELDOUT][: config.heldout_unknown]
         yield from talk.about_unknown(_subjects(subjects), 1, seed)
-    for environment, n in _environments(config, min(config.worked, 100), min(config.calculated, 50)):
-        yield from talk.about_problems(environment, n, seed, HELDOUT)
+    task = Environment(config.dataset, config.options)
+    yield from talk.about_problems(task, min(config.worked, 100), min(config.called, 100), seed, HELDOUT)
 
 
 def write_conversations(path: Path, rows: Sequence[talk.Conversation]) -> None:
@@ -251,13 +251,6 @@ def summarise(
     for kind in sorted({c.kind for c in train}):
         counts[f"conversations_{kind}"] = sum(c.kind == kind for c in train)
     return counts | {"conversations_heldout": len(heldout)}
-
-
-def _environments(config: MixtureConfig, worked: int, calculated: int) -> list[tuple[Environment, int]]:
-    return [
-        (Environment(config.dataset, config.options, calculator=False), worked),
-        (Environment(config.dataset, config.options, calculator=True), calculated),
-    ]
 
 
 def _subjects(judged: Iterable[Probe]) -> list[tuple[str, str, str | None]]:

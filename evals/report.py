@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from evals import baselines, plots, tasks
-from evals.probes import HELDOUT, INVENTED, KNOWN, UNKNOWN, Probe, read_probes
+from evals.probes import HELDOUT, INVENTED, KNOWN, TRAIN, UNKNOWN, Probe, read_probes
 from evals.statistics import Proportion, newcombe_difference, paired_bootstrap, proportion
 from model.environments import Environment
 from model.run_log import ConfigError, Job, run_main, settings, write_json
@@ -29,8 +29,8 @@ from model.run_log import ConfigError, Job, run_main, settings, write_json
 MODELS = ("base_model", "sft_model", "rl_model")
 LABELS = {"base_model": "base", "sft_model": "SFT", "rl_model": "RL"}
 KNOWLEDGE = {
-    "recall": "known facts answered right (held-out questions)",
-    "recall_trained": "known facts answered right (asked in SFT)",
+    "recall": "known facts answered right, asked in a phrasing not in training",
+    "recall_unseen": "known facts answered right, never asked about in training",
     "over_refusal": "known facts declined",
     "refusal": "unknown facts and invented names declined",
     "hallucination": "unknown facts and invented names answered wrongly",
@@ -44,7 +44,6 @@ class EvalConfig:
     """The section `eval_reports` of params.yaml."""
 
     problems: int = 600  # held-out problems of the task, different ones
-    calculator_problems: int = 200  # the same, to be solved with the calculator
     facts: int = 150  # held-out subjects of each kind at most
     max_new_tokens: int = 48
     heldout_bytes: int = 500_000  # of held-out text at most, for bits per byte
@@ -68,7 +67,7 @@ class ModelNumbers:
     bits_per_byte: float
     solved: list[bool]
     finished: float
-    calculator: Proportion
+    ways: dict[str, Proportion]  # called: share of answers that call the calculator; right_… by either way
     knowledge: dict[str, Proportion]
     attempts: list[Any] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
@@ -89,7 +88,7 @@ def report(job: Job) -> None:
     judged = read_probes(folders["sft_model"] / "conversations")
     heldout = HeldoutText(folders["base_model"] / "tokens", config)
     measured: dict[str, ModelNumbers] = {}
-    with job.log.progress(5 * len(MODELS), "evaluating", "task") as bar:
+    with job.log.progress(4 * len(MODELS), "evaluating", "task") as bar:
         for name, folder in folders.items():
             chat = name != "base_model"
             measured[name] = measure(folder, chat, environment, judged, heldout, config, bar.update)
@@ -165,7 +164,7 @@ def measure(
     config: EvalConfig,
     done: Any,
 ) -> ModelNumbers:
-    """All numbers of one model; `done()` is called after each of five tasks."""
+    """All numbers of one model; `done()` is called after each of four tasks."""
     from model.hub import load_pretrained
 
     model, tokenizer = load_pretrained(folder)
@@ -175,36 +174,32 @@ def measure(
     asked = (config.seed, config.max_new_tokens, chat)
     attempts = tasks.arithmetic(model, tokenizer, environment, config.problems, *asked)
     done()
-    tool = Environment(environment.dataset, environment.options, calculator=True)
-    called = tasks.arithmetic(model, tokenizer, tool, config.calculator_problems, *asked)
-    done()
     known = tasks.knowledge(model, tokenizer, judged, config.facts, chat)
     done()
-    samples = sample(model, tokenizer, chat, environment, tool, attempts, called, judged)
+    samples = sample(model, tokenizer, chat, attempts, judged)
     done()
     return ModelNumbers(
         bpb,
         [a.reward == 1.0 for a in attempts],
         sum(a.finished for a in attempts) / len(attempts),
-        proportion([a.reward == 1.0 for a in called]),
+        tasks.ways(attempts),
         known,
         attempts,
         samples,
     )
 
 
-def sample(model, tokenizer, chat: bool, environment, tool, attempts, called, judged) -> list[dict[str, Any]]:
+def sample(model, tokenizer, chat: bool, attempts, judged) -> list[dict[str, Any]]:
     """A few conversations: who it is, known and unknown subjects, sums. The first of each, not the best."""
     asked = ["Who are you?", "What is your name?"]
     shown = [
         ("identity", q, a) for q, a in zip(asked, tasks.respond(model, tokenizer, asked, chat), strict=True)
     ]
-    for status in (KNOWN, UNKNOWN, INVENTED):
-        subjects = [p for p in judged if p.split == HELDOUT and p.status == status][:3]
-        answers = tasks.ask_about(model, tokenizer, subjects, chat)
-        shown += [(f"{status} (held out)", a.question, a.text) for a in answers]
-    shown += [("sum (held out)", a.problem.prompt, a.text) for a in attempts[:3]]
-    shown += [("calculator (held out)", a.problem.prompt, a.text) for a in called[:2]]
+    for status, split, phrasing in ((KNOWN, TRAIN, None), (UNKNOWN, HELDOUT, 0), (INVENTED, HELDOUT, 0)):
+        subjects = [p for p in judged if p.split == split and p.status == status][:3]
+        answers = tasks.ask_about(model, tokenizer, subjects, chat, phrasing)
+        shown += [(status, a.question, a.text) for a in answers]
+    shown += [("sum", a.problem.prompt, a.text) for a in attempts[:5]]
     return [{"kind": kind, "question": question, "answer": answer} for kind, question, answer in shown]
 
 
@@ -223,7 +218,7 @@ def compare(measured: dict[str, ModelNumbers], heldout: HeldoutText, config: Eva
         "finished": {LABELS[name]: _round(m.finished) for name, m in measured.items()},
         "gain": gain.as_dict(),
         "gain_unpaired": newcombe_difference(sft.accuracy, rl.accuracy).as_dict(),
-        "calculator": {LABELS[name]: m.calculator.as_dict() for name, m in measured.items()},
+        "ways": {LABELS[name]: {k: p.as_dict() for k, p in m.ways.items()} for name, m in measured.items()},
         "knowledge": {
             LABELS[name]: {k: p.as_dict() for k, p in m.knowledge.items()} for name, m in measured.items()
         },
@@ -336,7 +331,9 @@ def markdown(found: dict[str, Any], measured: dict[str, ModelNumbers]) -> str:
         f"{clean['heldout_problems_in_training']} of these problems occur in training conversations.\n\n{head}"
         f"| right | {' | '.join(_cell(found['accuracy'][m]) for m in labels)} |\n"
         f"| answers that stop by themselves | {' | '.join(finished)} |\n"
-        f"| right, with the calculator | {' | '.join(_cell(found['calculator'][m]) for m in labels)} |\n\n"
+        f"| answers that call the calculator | {' | '.join(_cell(found['ways'][m]['called']) for m in labels)} |\n"
+        f"| right, of those | {' | '.join(_cell(found['ways'][m]['right_called']) for m in labels)} |\n"
+        f"| right, of those in the head | {' | '.join(_cell(found['ways'][m]['right_in_head']) for m in labels)} |\n\n"
         f"RL less SFT: {_difference(found['gain'])} (paired bootstrap over problems); "
         f"{_difference(found['gain_unpaired'])} (Newcombe, as if unpaired).\n\n"
         f"## Facts\n\nKnown: the base model completes the page's defining sentence with the page's own words. Unknown: "
@@ -368,7 +365,7 @@ def _plain(text: str, width: int = 120) -> str:
 
 def _cell(p: dict[str, Any]) -> str:
     if not p["n"]:
-        return "none asked"
+        return "none"
     return f"{100 * p['rate']:.1f} % [{100 * p['low']:.1f}, {100 * p['high']:.1f}] of {p['n']}"
 
 

@@ -1,12 +1,13 @@
 """What a model is asked, and how its answers are judged: sums with a verifier, facts with a match rule.
 
-Definitions, for a set of held-out facts (subjects in no training conversation):
-  recall         share of *known* facts whose answer states the fact (facts.states)
-  over-refusal   share of known facts that it declines to answer
-  refusal        share of *unknown* facts and invented names that it declines to answer
-  hallucination  share of unknown facts and invented names that it answers with something else than the fact
-An answer declines where it says that it does not know (`declines`). What the base model knows was probed
-beforehand (probes.py), so known and unknown are facts about the model, not about the world.
+Definitions (known and unknown: what the probe found, so facts about the model and not about the world):
+  recall          share of known facts, asked in a phrasing that no training conversation has, that it states right
+                  (facts.states); the subjects are those that SFT asked about in other phrasings
+  recall_unseen   the same for known facts that SFT never asked about in any phrasing: does it know what it knows?
+  over_refusal    share of the facts of `recall` that it declines to answer
+  refusal         share of unknown facts and invented names, none of them in training, that it declines to answer
+  hallucination   share of these that it answers with something else than the fact
+An answer declines where it says that it does not know (`declines`).
 """
 
 from __future__ import annotations
@@ -84,18 +85,18 @@ def line_ends(tokenizer: Any) -> list[int]:
 def knowledge(
     model: Any, tokenizer: Any, judged: Sequence[Probe], limit: int, chat: bool
 ) -> dict[str, Proportion]:
-    """The rates of the module's docstring, and `recall_trained`: recall of facts that SFT has asked about."""
+    """The rates that the module's docstring defines, at most `limit` subjects of each kind."""
 
-    def ask(split: str, *statuses: str) -> list[Answer]:
-        subjects = [p for p in judged if p.split == split and p.status in statuses]
-        return ask_about(model, tokenizer, subjects[:limit], chat)
+    def ask(split: str, status: str, phrasing: int | None = 0) -> list[Answer]:
+        subjects = [p for p in judged if p.split == split and p.status == status]
+        return ask_about(model, tokenizer, subjects[:limit], chat, phrasing)
 
-    known, trained = ask(HELDOUT, KNOWN), ask(TRAIN, KNOWN)
+    known, unseen = ask(TRAIN, KNOWN, None), ask(HELDOUT, KNOWN)
     unknown, invented = ask(HELDOUT, UNKNOWN), ask(HELDOUT, INVENTED)
     foreign = unknown + invented
     return {
         "recall": proportion([a.right for a in known]),
-        "recall_trained": proportion([a.right for a in trained]),
+        "recall_unseen": proportion([a.right for a in unseen]),
         "over_refusal": proportion([a.declined and not a.right for a in known]),
         "refusal": proportion([a.declined for a in foreign]),
         "hallucination": proportion([not a.declined and not a.right for a in foreign]),
@@ -112,7 +113,18 @@ def arithmetic(
     return attempt(model, tokenizer, environment, problems, max_new_tokens=max_new_tokens, chat=chat)
 
 
+def ways(attempts: Sequence[Attempt]) -> dict[str, Proportion]:
+    """How the sums were done: the share by calculator, and how many are right by either way."""
+    called = [a for a in attempts if "<tool_call>" in a.text]
+    in_head = [a for a in attempts if "<tool_call>" not in a.text]
+    return {
+        "called": proportion(["<tool_call>" in a.text for a in attempts]),
+        "right_called": proportion([a.reward == 1.0 for a in called]),
+        "right_in_head": proportion([a.reward == 1.0 for a in in_head]),
+    }
+
+
 def questions_about(subjects: Sequence[Probe]) -> list[set[str]]:
     """For each subject every question that could be asked about it, to look for in training data."""
-    forms = range(len(talk.QUESTIONS))
+    forms = [None, *range(len(talk.QUESTIONS))]
     return [{talk.question(p.subject, p.verb, form) for form in forms} for p in subjects]

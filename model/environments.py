@@ -28,7 +28,8 @@ class Problem:
     key: str
     prompt: str
     answer: str
-    solution: str
+    solution: str  # worked in the head, step by step
+    call: str  # or by calculator
     entry: Mapping[str, Any] = field(repr=False, hash=False, compare=False, default_factory=dict)
 
 
@@ -43,12 +44,13 @@ class Environment:
     dataset: its name there (`chain_sum`, `basic_arithmetic`, `spell_backward`, `letter_counting`, …).
     options: the generator's own settings, e.g. {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1}.
     Every generator works; those with a `metadata.expression` get a shorter prompt, and the additive ones a
-    solution worked step by step. With `calculator` the prompt asks for the tool, and the solution is its call.
+    solution worked step by step and another by calculator. `calculator`: whether a call of it is answered; the
+    prompt does not say so, and which way to take is the model's choice.
     """
 
     dataset: str = "chain_sum"
     options: Mapping[str, Any] = field(default_factory=lambda: dict(CHAIN_SUM))
-    calculator: bool = False
+    calculator: bool = True
     heldout_percent: int = HELDOUT_PERCENT
 
     def generate(self, seed: int, n: int, split: str = "train") -> list[Problem]:
@@ -113,14 +115,11 @@ class Environment:
         expression = entry["metadata"].get("expression")
         answer = str(entry["answer"])
         if expression is None:
-            return Problem(entry["question"], entry["question"], answer, f"The answer is {answer}.", entry)
-        if self.calculator:
-            call = f"<tool_call>{expression}</tool_call><tool_response>{answer}</tool_response>"
-            prompt = f"Use the calculator: {expression}"
-            return Problem(expression, prompt, answer, f"{call}The answer is {answer}.", entry)
-        return Problem(
-            expression, f"What is {expression}?", answer, worked_solution(expression, answer), entry
-        )
+            solution = f"The answer is {answer}."
+            return Problem(entry["question"], entry["question"], answer, solution, solution, entry)
+        called = f"<tool_call>{expression}</tool_call><tool_response>{answer}</tool_response>The answer is {answer}."
+        worked = worked_solution(expression, answer)
+        return Problem(expression, f"What is {expression}?", answer, worked, called, entry)
 
 
 def final_answer(completion: str) -> str | None:

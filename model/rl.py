@@ -60,10 +60,11 @@ class RlConfig(TrainConfig):
     weight_decay: float = 0.0
     beta2: float = 0.99
     advantage: str = "dr_grpo"  # or grpo: divided by the group's standard deviation and the answer's length
+    negative: float = 1.0  # weight of negative advantages; less than 1 leans on what went right
     kl: float = 0.0  # weight of the penalty for leaving the SFT model; 0: it is only measured
     dataset: str = "chain_sum"  # a generator of reasoning-gym
     options: Mapping[str, Any] = field(default_factory=lambda: dict(CHAIN_SUM))
-    calculator: bool = False  # ask for and allow the calculator
+    calculator: bool = True  # whether its calls are answered
     pool: int = 3000  # different training problems; fewer where the generator has no more
     eval_problems: int = 300  # held-out problems, answered greedily
     eval_every: int = 15
@@ -150,6 +151,7 @@ class Rollouts:
         completions = self._sample(prompts, step)
         rewards = self._rewards(problems, completions)
         advantages = group_advantages(rewards, config.advantage)
+        advantages = torch.where(advantages < 0, config.negative * advantages, advantages)
         metrics = rollout_metrics(completions, rewards)
         metrics["kl"] = self._kl(prompts[:: config.samples], completions[:: config.samples])
         keep = torch.ones(len(prompts), dtype=torch.bool) if config.kl else advantages.flatten() != 0

@@ -13,12 +13,16 @@ def fact_of(text):
     ("text", "subject", "definiens"),
     [
         ("Hat\nA hat is a head covering which is worn for protection.", "a hat", "a head covering"),
-        ("Timbuktu\n\nTimbuktu is an ancient city in Mali, north of the river.", "Timbuktu", "an ancient city in Mali"),
+        (
+            "Timbuktu\n\nTimbuktu is an ancient city in Mali, north of the river.",
+            "Timbuktu",
+            "an ancient city in Mali",
+        ),
         ("The tomato is a plant with an edible berry.", "the tomato", "a plant with an edible berry"),
         ("Ada (1815–1852) was an English mathematician and writer.", "Ada", "an English mathematician"),
-        ("Mali, officially the Republic of Mali, is a landlocked country in West Africa.", "Mali", "a landlocked country in West Africa"),
+        ("Mali, officially the Republic of Mali, is a landlocked country.", "Mali", "a landlocked country"),
     ],
-)  # fmt: skip
+)
 def test_definition_is_found(text, subject, definiens):
     fact = fact_of(text)
     assert (fact.subject, fact.definiens) == (subject, definiens)
@@ -41,7 +45,9 @@ def test_what_defines_nothing_gives_no_fact(text):
 
 
 def test_a_subject_is_asked_about_once():
-    rows = [{"record_id": f"urn:{i}", "url": "u", "text": "A hat is a head covering for all."} for i in range(3)]
+    rows = [
+        {"record_id": f"urn:{i}", "url": "u", "text": "A hat is a head covering for all."} for i in range(3)
+    ]
     assert [f.record_id for f in definitions(rows)] == ["urn:0"]
 
 

@@ -11,7 +11,9 @@ from evals.statistics import newcombe_difference, paired_bootstrap, proportion, 
 @pytest.mark.parametrize("confidence", [0.9, 0.95])
 def test_wilson_interval_is_scipys(successes, n, confidence):
     expected = binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    assert wilson_interval(successes, n, confidence) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert wilson_interval(successes, n, confidence) == pytest.approx(
+        (expected.low, expected.high), abs=1e-12
+    )
 
 
 def test_nothing_asked_leaves_everything_possible():
@@ -37,6 +39,8 @@ def test_paired_bootstrap_is_that_of_resampled_problems():
 
 
 def test_paired_bootstrap_is_the_same_each_time_and_refuses_unequal_samples():
-    assert paired_bootstrap([True, False] * 50, [True] * 100) == paired_bootstrap([True, False] * 50, [True] * 100)
+    assert paired_bootstrap([True, False] * 50, [True] * 100) == paired_bootstrap(
+        [True, False] * 50, [True] * 100
+    )
     with pytest.raises(ValueError, match="same problems"):
         paired_bootstrap([True], [])
