@@ -71,7 +71,6 @@ def materialize(
 
     Runs through Dagster, so the UI shows it; DVC records the versions in dvc.lock.
     """
-    import definitions
     from jobs.run import materialize as run
     from resources.workspace import Workspace
 
@@ -85,6 +84,8 @@ def materialize(
             if not glob:
                 raise typer.BadParameter(f"--crawl {word}: write NAME=GLOB, as in news='warcs/*.warc.gz'")
             workspace.set_crawl(name, {"source": "warc", "paths": glob})
+        import definitions  # reads params.yaml, so only now
+
         made = run(definitions.defs, ROOT, stages, only=only, force=force)
         if as_json:
             print(json.dumps(made))

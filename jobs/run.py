@@ -133,7 +133,8 @@ def _sentence(failure: Any, step: str) -> str:
     while error.cause:
         error = error.cause
     description = failure.user_failure_data.description if failure.user_failure_data else None
-    return f"{step} failed: {description or error.message.strip()}"
+    words = error.message.strip()
+    return f"{step} failed: {description or words.removeprefix(f'{error.cls_name}: ')}"
 
 
 def status_rows(defs: Any, root: Path) -> list[dict[str, Any]]:
