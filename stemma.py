@@ -71,6 +71,7 @@ def materialize(
 
     Runs through Dagster, so the UI shows it; DVC records the versions in dvc.lock.
     """
+    from corpus.crawl import find_files
     from jobs.run import materialize as run
     from resources.workspace import Workspace
 
@@ -83,6 +84,7 @@ def materialize(
             name, _, glob = word.partition("=")
             if not glob:
                 raise typer.BadParameter(f"--crawl {word}: write NAME=GLOB, as in news='warcs/*.warc.gz'")
+            find_files(name, glob, ROOT)  # before params.yaml names a crawl that is not there
             workspace.set_crawl(name, {"source": "warc", "paths": glob})
         import definitions  # reads params.yaml, so only now
 
