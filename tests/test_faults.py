@@ -34,7 +34,7 @@ def _ready(grown, to: Path):
 
     project = type(grown)(to)
     shutil.copytree(grown.root, to, symlinks=True)
-    Workspace(to)._edit_params(lambda p: p["base_model"].update(steps=80, checkpoint_every=10, seed=1))
+    Workspace(to)._edit_params(lambda p: p["base_model"].update(tokens=81_920, checkpoint_every=10, seed=1))
     return project
 
 
