@@ -28,6 +28,8 @@ QUESTIONS = (
     "What {verb} {subject}?",
     "What do you know about {subject}?",
     "Tell me about {subject}.",
+    "Explain what {subject} {verb}.",
+    "Do you know what {subject} {verb}?",
 )
 HELDOUT_QUESTION = "Can you say what {subject} {verb}?"  # never in training
 IDENTITY = {

@@ -46,13 +46,13 @@ class MixtureConfig:
     probe_tokens: int = 32  # tokens it may answer with
     heldout_percent: int = 20  # of the subjects
     known_repeats: int = 2  # times each known fact's questions occur
-    unknown_pages: int = 250  # subjects of refusals: pages not memorised …
-    invented: int = 150  # … and made-up names
-    unknown_phrasings: int = 2  # questions about each
+    unknown_pages: int = 200  # subjects of refusals: pages not memorised …
+    invented: int = 120  # … and made-up names
+    unknown_phrasings: int = 1  # questions about each
     heldout_unknown: int = 150  # held-out subjects of either sort at most
     identity_repeats: int = 4
-    worked: int = 1400  # sums in steps
-    called: int = 1000  # sums by calculator
+    worked: int = 1100  # sums in steps
+    called: int = 800  # sums by calculator
     dataset: str = "chain_sum"  # reasoning-gym's generator of both
     options: Mapping[str, Any] = field(default_factory=lambda: dict(CHAIN_SUM))
 
