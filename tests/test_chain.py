@@ -89,7 +89,9 @@ def test_transformers_loads_every_model_with_the_same_logits(grown):
 def test_the_reports_compare_three_models_with_intervals(grown):
     report = json.loads((grown.root / "data/eval_reports/report.json").read_text())
     text = (grown.root / "data/eval_reports/report.md").read_text()
-    assert {"base_model", "sft_model", "rl_model"} <= set(report["models"])
+    for rates in (report["accuracy"], {m: k["refusal"] for m, k in report["knowledge"].items()}):
+        assert set(rates) == {"base", "SFT", "RL"}
+        assert all(rate["low"] <= rate["rate"] <= rate["high"] for rate in rates.values())
     assert "zstd" in text and "unigram" in text.lower()
     assert list((grown.root / "data/eval_reports/plots").glob("*.png"))
 
