@@ -32,6 +32,7 @@ from model.run_log import ConfigError, Job, Refusal, RunLog, run_main, settings,
 
 KNOWN, UNSURE, UNKNOWN, INVENTED = "known", "unsure", "unknown", "invented"
 TRAIN, HELDOUT = "train", "heldout"
+THREADS = 2  # where sft_model.threads does not say; the last bits of a logit depend on it
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,12 @@ class Probe:
 
 def probes(job: Job) -> None:
     """Probe, mix, write: job.out, whole or not at all."""
+    import torch
+
     section = dict(job.params)
     config = settings(MixtureConfig, dict(section.get("mixture") or {}), "sft_model.mixture")
     seed = int(section.get("seed", job.seed))
+    torch.set_num_threads(int(section.get("threads", THREADS)))
     base, corpora = job.input("base_model"), job.input("cleaned_corpus")
     corpora = corpora if isinstance(corpora, list) else [corpora]
     facts = candidates(corpora, base, config.max_probes)

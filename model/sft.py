@@ -51,15 +51,13 @@ class SftConfig(TrainConfig):
     schedule: str = "linear"
     warmup: float = 0.05
     weight_decay: float = 0.0
-    steps: int = 0  # follows from epochs
+    steps: int = 1  # follows from epochs; what is set here is not used
     log_every: int = 5
     heldout_rows: int = 256  # held-out conversations whose loss is measured
     mixture: Mapping[str, Any] = field(default_factory=dict)
     extra_datasets: Sequence[Any] = ()
 
     def __post_init__(self):
-        super_steps = self.steps or 1  # 0 is not yet known
-        object.__setattr__(self, "steps", super_steps)
         super().__post_init__()
         if self.epochs <= 0 or self.batch_rows < 1:
             raise ConfigError("sft_model: epochs and batch_rows must be greater than 0.")
