@@ -43,7 +43,7 @@ class MixtureConfig:
     often, though a small model does it badly. Which of them pays is for reinforcement learning to find out.
     """
 
-    max_probes: int = 2000  # facts that the base model is asked
+    max_probes: int = 800  # facts that the base model is asked
     probe_tokens: int = 32  # tokens it may answer with
     heldout_percent: int = 20  # of the subjects
     known_repeats: int = 2  # times each known fact's questions occur

@@ -340,7 +340,8 @@ def markdown(found: dict[str, Any], measured: dict[str, ModelNumbers]) -> str:
         f"it does not come near. {clean['heldout_subjects']} held-out subjects, of which "
         f"{clean['heldout_subjects_in_training']} occur in training conversations. The base model has no way to "
         f"decline; it is shown “Question: … Answer:”.\n\n{head}{knowledge}\n"
-        f"## Bits per byte\n\n{bpb['heldout_documents']} held-out documents, {bpb['heldout_bytes']:,} bytes.\n\n"
+        f"## Bits per byte\n\n{bpb['heldout_documents']} held-out documents, {bpb['heldout_bytes']:,} bytes. "
+        f"An assistant's own are worse: it has learnt to answer, and unlearnt to write pages.\n\n"
         f"| | bits per byte |\n|---|---|\n"
         + "".join(f"| {m} | {bpb[m]:.3f} |\n" for m in labels)
         + baseline

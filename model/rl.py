@@ -19,6 +19,8 @@ Notable:
   the full softmax, the distribution that scores them. So no importance ratio and nothing to clip;
 - the stop token is an action like any other: it is scored and paid for, and who never stops earns nothing;
 - tokens that a tool wrote are read but never learnt;
+- a model that only ever sees sums forgets the rest, so every step also rehearses conversations of SFT, of other
+  kinds than the rewarded one, by their plain likelihood (PPO-ptx of InstructGPT, arXiv 2203.02155);
 - problems all of whose answers earn the same teach nothing and are left out of the gradient (DAPO, 2503.14476);
 - held-out problems are other problems, by a hash of their text, never seen in SFT or RL.
 """
@@ -29,6 +31,7 @@ import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +39,7 @@ import torch
 from torch import Tensor, nn
 
 from model import checkpoint, engine, environments, generate, trainer, transformer
+from model.chat import render
 from model.checkpoint import code_hash, folder_hash
 from model.engine import World
 from model.environments import CHAIN_SUM, Environment, Problem, attempt, chat_prompt, completion_text
@@ -47,13 +51,14 @@ from model.trainer import Batch, TrainConfig, TrainResult, step_seed, train, wri
 from model.transformer import IGNORE
 
 ADVANTAGES = ("dr_grpo", "grpo")
+REWARDED_KINDS = ("arithmetic", "calculator")  # of conversations (evals/conversations.py): not rehearsed
 
 
 @dataclass(frozen=True)
 class RlConfig(TrainConfig):
     """The section `rl_model` of params.yaml."""
 
-    steps: int = 30
+    steps: int = 20
     prompts: int = 32  # problems a step, over all processes
     samples: int = 16  # answers to each
     max_new_tokens: int = 48
@@ -64,13 +69,15 @@ class RlConfig(TrainConfig):
     weight_decay: float = 0.0
     beta2: float = 0.99
     advantage: str = "dr_grpo"  # or grpo: divided by the group's standard deviation and the answer's length
+    rehearsal: float = 0.1  # weight of the likelihood of SFT's conversations on other matters; 0: none
+    rehearsal_rows: int = 32  # such conversations a step, over all processes
     kl: float = 0.0  # weight of the penalty for leaving the SFT model; 0: it is only measured
     dataset: str = "chain_sum"  # a generator of reasoning-gym
     options: Mapping[str, Any] = field(default_factory=lambda: dict(CHAIN_SUM))
     calculator: bool = True  # whether its calls are answered
     pool: int = 3000  # different training problems; fewer where the generator has no more
-    eval_problems: int = 300  # held-out problems, answered greedily
-    eval_every: int = 10
+    eval_problems: int = 200  # held-out problems, answered greedily
+    eval_every: int = 5
     log_every: int = 1
     checkpoint_every: int = 20
 
@@ -99,7 +106,8 @@ def rl(job: Job) -> None:
     reference, _ = load_pretrained(parent, device=world.device)
     environment = config.environment
     heldout = environment.generate(config.seed, config.eval_problems, "heldout")
-    rollouts = Rollouts(model, reference, tokenizer, environment, config, world)
+    rehearsed = read_rehearsal(parent, tokenizer, model.config.max_seq_len) if config.rehearsal else []
+    rollouts = Rollouts(model, reference, tokenizer, environment, config, world, rehearsed)
     before = measure(model, tokenizer, environment, heldout, config)
     job.log.log(0, **before)
     job.log.message(
@@ -139,7 +147,9 @@ class Rollouts:
         environment: Environment,
         config: RlConfig,
         world: World,
+        rehearsed: Sequence[tuple[list[int], list[int]]] = (),
     ):
+        self.rehearsed = rehearsed
         self.model, self.reference, self.tokenizer = model, reference.requires_grad_(False), tokenizer
         self.environment, self.config, self.world = environment, config, world
         self.problems = training_pool(environment, config)
@@ -168,6 +178,13 @@ class Rollouts:
         )
         if config.kl and rows:
             batch = self._with_reference(batch)
+        if self.rehearsed:
+            picked = rng.choice(len(self.rehearsed), config.rehearsal_rows)[
+                self.world.share(config.rehearsal_rows)
+            ]
+            batch = with_rehearsal(
+                batch, [self.rehearsed[i] for i in picked], config.rehearsal, self.tokenizer.pad_id
+            )
         return dataclasses.replace(batch, metrics=metrics)
 
     def _sample(self, prompts: list[list[int]], step: int) -> list[Completion]:
@@ -268,6 +285,55 @@ def policy_rows(
     return dataclasses.replace(batch, extra={"weight": weight * batch.count})
 
 
+def read_rehearsal(
+    sft_model: Path, tokenizer: Tokenizer, max_tokens: int
+) -> list[tuple[list[int], list[int]]]:
+    """Rendered training conversations of the SFT model that are no sums: (ids, mask). None for a model without."""
+    import pyarrow.parquet as pq
+
+    path = Path(sft_model) / "conversations" / "train.parquet"
+    if not path.is_file():
+        return []
+    table = pq.read_table(path, columns=["kind", "messages"]).to_pylist()
+    rows = [render(row["messages"], tokenizer) for row in table if row["kind"] not in REWARDED_KINDS]
+    return [(ids, mask) for ids, mask in rows if len(ids) <= max_tokens]
+
+
+def with_rehearsal(
+    batch: Batch, rows: Sequence[tuple[list[int], list[int]]], weight: float, pad_id: int
+) -> Batch:
+    """The batch with conversations below it whose assistant's tokens carry `weight` times their mean nll."""
+    width = max(batch.inputs.shape[1], max(len(ids) for ids, _ in rows) - 1)
+    inputs = torch.full((len(rows), width), pad_id)
+    targets = torch.full_like(inputs, IGNORE)
+    for i, (ids, mask) in enumerate(rows):
+        inputs[i, : len(ids) - 1] = torch.tensor(ids[:-1])
+        learn = torch.tensor(mask[1:], dtype=torch.bool)
+        targets[i, : len(ids) - 1][learn] = torch.tensor(ids[1:])[learn]
+    learnt = targets != IGNORE
+    more = int(learnt.sum())
+    count = batch.count + more
+    policy = batch.extra["weight"] * (
+        count / max(1, batch.count)
+    )  # the trainer will divide by the whole count
+    rehearsal = learnt * (weight * count / max(1, more))
+    extra = {
+        name: torch.cat(
+            [_wide(old, width, 0.0), rehearsal if name == "weight" else torch.zeros(inputs.shape)]
+        )
+        for name, old in (batch.extra | {"weight": policy}).items()
+    }
+    return Batch(
+        torch.cat([_wide(batch.inputs, width, pad_id), inputs]),
+        torch.cat([_wide(batch.targets, width, IGNORE), targets]),
+        extra,
+    )
+
+
+def _wide(rows: Tensor, width: int, fill: float) -> Tensor:
+    return torch.nn.functional.pad(rows, (0, width - rows.shape[1]), value=fill)
+
+
 def policy_loss(kl: float = 0.0):
     """loss(model, batch): Σ weight · −log probability, plus kl · Schulman's unbiased, positive k3 estimator of
     KL(policy ‖ reference) a token, e^d − d − 1 with d = reference − policy (GRPO's equation 4)."""
@@ -276,7 +342,7 @@ def policy_loss(kl: float = 0.0):
         nll = model(batch.inputs, batch.targets)
         total = (nll * batch.extra["weight"]).sum()
         if kl and "reference" in batch.extra:
-            d = (batch.extra["reference"] + nll)[batch.targets != IGNORE]
+            d = (batch.extra["reference"] + nll)[batch.extra["reference"] != 0]  # 0: not the policy's token
             total = total + kl * (d.exp() - d - 1).sum()
         return total, batch.count
 

@@ -5,10 +5,19 @@ import math
 import pytest
 import torch
 
+from model.chat import render
 from model.engine import World
 from model.environments import Environment
 from model.generate import Completion
-from model.rl import RlConfig, Rollouts, group_advantages, policy_loss, policy_rows, rollout_metrics
+from model.rl import (
+    RlConfig,
+    Rollouts,
+    group_advantages,
+    policy_loss,
+    policy_rows,
+    rollout_metrics,
+    with_rehearsal,
+)
 from model.run_log import ConfigError
 from model.transformer import IGNORE
 
@@ -105,6 +114,24 @@ def test_kl_of_a_model_from_itself_is_nothing_and_its_penalty_has_no_gradient(ro
     loss.backward()
     assert float(loss.detach()) == pytest.approx(0.0, abs=1e-4)
     assert max(float(p.grad.abs().max()) for p in rollouts.model.parameters() if p.grad is not None) < 1e-2
+
+
+def test_rehearsal_is_its_mean_likelihood_and_changes_no_policy_gradient(rollouts):
+    rollouts.environment = HalfRight()
+    plain = rollouts.batch(0)
+    talk = [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "I am Stemma."}]
+    row = render(talk, rollouts.tokenizer)
+    batch = with_rehearsal(plain, [row, row], 0.5, rollouts.tokenizer.pad_id)
+
+    def objective(batch):
+        loss, count = policy_loss()(rollouts.model, batch)
+        return float(loss.detach()) / int(count)
+
+    ids, mask = (torch.tensor(part) for part in row)
+    with torch.no_grad():
+        nll = rollouts.model(ids[None, :-1], ids[None, 1:])[0][mask[1:].bool()].mean()
+    assert batch.count == plain.count + 2 * sum(row[1])
+    assert objective(batch) == pytest.approx(objective(plain) + 0.5 * float(nll), rel=1e-4)
 
 
 def test_metrics_count_only_what_the_model_wrote():
