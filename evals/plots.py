@@ -14,7 +14,7 @@ def accuracy(found: dict[str, Any], path: Path) -> None:
     n = next(iter(rates.values()))["n"]
     with _Figure(path, f"Held-out sums answered right (n = {n}, 95 % intervals)") as axes:
         _bars(axes, list(rates), list(rates.values()), BLUE, 0.0, 0.6)
-        axes.set_ylim(0, 105)
+        axes.set_ylim(0, 110)
         axes.set_ylabel("%")
 
 
@@ -25,11 +25,10 @@ def knowledge(found: dict[str, Any], path: Path) -> None:
         "unknown: declined": ("refusal", BLUE),
         "unknown: hallucinated": ("hallucination", RED),
     }
-    with _Figure(path, "Held-out facts: what it says of what it knows and does not know") as axes:
+    with _Figure(path, "Facts: what it says of what it knows and of what it does not know") as axes:
         for i, (label, (name, colour)) in enumerate(shown.items()):
             rates = [found["knowledge"][model][name] for model in found["knowledge"]]
             _bars(axes, list(found["knowledge"]), rates, colour, (i - 1) * 0.26, 0.24, label)
-        axes.set_ylim(0, 105)
         axes.set_ylabel("%")
         axes.legend(frameon=False, fontsize=8, loc="upper center", ncols=3)
         axes.set_ylim(0, 125)
@@ -74,7 +73,8 @@ def _bars(axes, names, rates, colour, shift: float, width: float, label: str | N
     heights = [100 * r["rate"] for r in rates]
     below = [100 * (r["rate"] - r["low"]) for r in rates]
     above = [100 * (r["high"] - r["rate"]) for r in rates]
-    bars = axes.bar(places, heights, width, color=colour, label=label)
+    axes.bar(places, heights, width, color=colour, label=label)
     axes.errorbar(places, heights, yerr=[below, above], fmt="none", ecolor="black", elinewidth=1, capsize=2)
-    axes.bar_label(bars, fmt="%.0f", fontsize=8, padding=8)
+    for place, height, up in zip(places, heights, above, strict=True):
+        axes.text(place, height + up + 1.5, f"{height:.0f}", ha="center", va="bottom", fontsize=8)
     axes.set_xticks(range(len(names)), names)

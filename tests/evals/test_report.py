@@ -121,6 +121,29 @@ def test_the_same_sft_model_gives_the_same_rl_model_to_the_byte(chain):
     assert hashes(chain / "rl_again") == hashes(chain / "rl_model")
 
 
+def test_reinforcement_that_dies_and_goes_on_gives_the_same_bytes(chain, monkeypatch):
+    from model.rl import Rollouts
+
+    class PowerCut(Exception):
+        pass
+
+    whole = Rollouts.batch
+
+    def dies(self, step):
+        if step == 1:
+            raise PowerCut
+        return whole(self, step)
+
+    often = SMALL_RL | {"checkpoint_every": 1}
+    monkeypatch.setattr(Rollouts, "batch", dies)
+    with pytest.raises(PowerCut):
+        run("model.rl", chain, "rl_resumed", often, sft_model=str(chain / "sft_model"))
+    assert not (chain / "rl_resumed").exists()
+    monkeypatch.setattr(Rollouts, "batch", whole)
+    run("model.rl", chain, "rl_resumed", often, sft_model=str(chain / "sft_model"))
+    assert hashes(chain / "rl_resumed") == hashes(chain / "rl_model")
+
+
 def test_the_assistant_loads_in_transformers_and_carries_its_conversations(chain):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
