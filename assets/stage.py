@@ -128,7 +128,7 @@ def as_asset(stage: Stage, ledger: Any, partitions: dg.PartitionsDefinition) -> 
         ],
         config_schema=LAUNCHPAD,
         output_required=False,
-        pool=stage.pool or stage.name,
+        pool=stage.pool,
         required_resource_keys={"workspace", "ledger", "tracker", "launcher"},
         metadata={
             "dagster/code_references": dg.CodeReferencesMetadataValue(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 NOT_NUMBERS = {"seconds", "reused"}
+POLL_SECONDS = 0.5
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}  # the stages speak for themselves
 
 
@@ -109,6 +112,7 @@ def _run(
     from resources.dagster_home import run_tags
 
     assets = [ledger.stages()[name].asset for name in due]
+    _wait_for_pools(instance, assets)
     job = defs.resolve_job_def("refresh_corpus" if partition else "retrain")
     config = {"ops": {asset: {"config": {"force": True}} for asset in assets}} if forced else {}
     result = job.execute_in_process(
@@ -125,6 +129,29 @@ def _run(
     if not result.success:
         raise StageFailed(f"the run {result.run_id} did not succeed; 'stemma up' shows its events")
     return [{"stage": name, "version": ledger.recorded(name)} for name in due]
+
+
+def _wait_for_pools(instance: Any, assets: list[str]) -> None:
+    """Wait, saying for whom, while another run holds a pool that these assets need; Dagster would wait silently."""
+    from assets import STAGES
+
+    storage, told = instance.event_log_storage, set()
+    pools = {
+        stage.pool for stage in STAGES if stage.name in assets and stage.pool
+    } & storage.get_concurrency_keys()
+    while taken := [info for info in map(storage.get_concurrency_info, pools) if _is_full(info)]:
+        for info in taken:
+            if info.concurrency_key not in told:
+                told.add(info.concurrency_key)
+                runs = ", ".join(sorted(run[:8] for run in info.active_run_ids))
+                print(
+                    f"waiting for run {runs}, which holds the pool '{info.concurrency_key}'", file=sys.stderr
+                )
+        time.sleep(POLL_SECONDS)
+
+
+def _is_full(info: Any) -> bool:
+    return info.active_slot_count >= info.slot_count > 0
 
 
 def _sentence(failure: Any, step: str) -> str:

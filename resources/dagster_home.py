@@ -49,7 +49,10 @@ def run_tags() -> dict[str, str]:
 
 
 def close_dead_runs(instance: Any) -> list[str]:
-    """Report as failed every started run of this host whose process is no more; return their ids."""
+    """Report as failed every started run of this host whose process is no more; return their ids.
+
+    Their places in pools are freed too: Dagster keeps them until a daemon looks, and the next run would wait for ever.
+    """
     from dagster import DagsterRunStatus, RunsFilter
 
     unfinished = RunsFilter(
@@ -59,6 +62,7 @@ def close_dead_runs(instance: Any) -> list[str]:
     dead = [run for run in instance.get_runs(unfinished) if not _alive(run.tags.get(PID_TAG, ""))]
     for run in dead:
         instance.report_run_failed(run, "The process that ran it is gone (killed, or the machine restarted).")
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
     return [run.run_id for run in dead]
 
 

@@ -111,5 +111,5 @@ def test_of_two_at_once_the_second_waits_and_both_end_with_the_same_version(read
         second = ready.start(*MATERIALIZE, stderr=stderr)
         assert first.wait(240) == 0
         assert second.wait(240) == 0
-    assert "waiting for process" in said.read_text()
+    assert "waiting for run" in said.read_text()
     assert version(ready) == undisturbed
