@@ -37,7 +37,9 @@ def imported(root: Path, module: str) -> set[str]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
-        found |= {n for n in names if n.split(".")[0] in ROOMS and (root / (n.replace(".", "/") + ".py")).exists()}
+        found |= {
+            n for n in names if n.split(".")[0] in ROOMS and (root / (n.replace(".", "/") + ".py")).exists()
+        }
     return found
 
 

@@ -271,7 +271,9 @@ def test_mistakes_in_dvc_yaml_are_sentences(chain):
         with pytest.raises(WorkspaceError, match=words):
             ledger.stages()
     (chain / "dvc.yaml").write_text(good)
-    with pytest.raises(WorkspaceError, match=r"dvc\.yaml has no stage 'tokeniser'\. It has: raw_crawl@sample"):
+    with pytest.raises(
+        WorkspaceError, match=r"dvc\.yaml has no stage 'tokeniser'\. It has: raw_crawl@sample"
+    ):
         ledger.changes("tokeniser")
     with pytest.raises(
         WorkspaceError, match=r"data/tokenizer is not there\. Make it: stemma materialize tokenizer"
