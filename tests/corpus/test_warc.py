@@ -194,7 +194,9 @@ def test_ids_that_a_file_uses_twice_are_told_apart(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\n\n", b"not a crawl at all\n" * 9, gzip.compress(b"hello"), b"\x1f\x8b\x08"]
+    "data",
+    [b"", b"\n\n", b"not a crawl at all\n" * 9, gzip.compress(b"hello"), b"\x1f\x8b\x08"],
+    ids=["empty", "blank", "text", "gzip", "cut"],
 )
 def test_a_file_without_records_gives_one_row(tmp_path, data):
     (found,) = read(written(tmp_path, data))
