@@ -17,6 +17,7 @@ GROWN = {"test_chain.py", "test_faults.py"}  # share one grown project, so one w
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two workers on two cores must not spin for each other
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep a file's tests on one worker, and begin with the longest."""
     for item in items:
