@@ -12,18 +12,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-GROWN = {"test_chain.py", "test_faults.py"}  # share one grown project, so one worker takes both, and first
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two workers on two cores must not spin for each other
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests on one worker, and begin with the longest."""
-    for item in items:
-        group = "grown" if item.path.name in GROWN else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: item.path.name not in GROWN)
+    """Begin with the longest file, so that the other worker takes the rest meanwhile."""
+    items.sort(key=lambda item: item.path.name != "test_chain.py")
 
 
 @pytest.fixture(scope="session")
