@@ -46,7 +46,7 @@ class MixtureConfig:
     max_probes: int = 800  # facts that the base model is asked
     probe_tokens: int = 32  # tokens it may answer with
     heldout_percent: int = 20  # of the subjects
-    known_repeats: int = 2  # times each known fact's questions occur
+    known_repeats: int = 4  # times each known fact's questions occur
     unknown_pages: int = 200  # subjects of refusals: pages not memorised …
     invented: int = 120  # … and made-up names
     unknown_phrasings: int = 1  # questions about each

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from processes import alive
 
 from corpus import clean, report
 from corpus.clean import CleanConfig, CleaningFailed, TooManyFailures, clean_crawl
@@ -140,7 +141,7 @@ def test_a_killed_worker_changes_nothing(sample, cleaned, tmp_path):
     killer.start()
     clean_crawl(files_of(sample), tmp_path / "out", tmp_path / "work", CONFIG, "sample", workers=1)
     killer.join()
-    assert killed and not psutil.pid_exists(killed[0])
+    assert killed and not alive(killed[0])
     assert content(tmp_path / "out") == content(cleaned)
 
 

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import dagster as dg
-import psutil
 import pytest
+from processes import alive
 
 from resources.launch import TrainingLauncher
 
@@ -182,10 +182,10 @@ def test_a_cancelled_or_killed_step_leaves_no_process(project, root, number):
         time.sleep(0.05)
     step.send_signal(number)
     step.wait(60)
-    living = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
-    if number != signal.SIGKILL:  # the exception left only when all was gone
-        assert not living
-    assert not psutil.wait_procs(living, timeout=30)[1]
+    if number == signal.SIGKILL:  # else the exception left only when all was gone
+        while any(map(alive, pids)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert not [pid for pid in pids if alive(pid)]
 
 
 @pytest.mark.slow

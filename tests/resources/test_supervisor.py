@@ -8,8 +8,8 @@ import textwrap
 import time
 from pathlib import Path
 
-import psutil
 import pytest
+from processes import alive
 
 from resources.supervisor import Supervised
 
@@ -37,13 +37,6 @@ STUBBORN = textwrap.dedent("""
     live("trainer")
 """)
 NAMES = ("trainer", "own_session", "orphan")
-
-
-def alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def wait_for(what, seconds: float = 30.0):
