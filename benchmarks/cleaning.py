@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from corpus.clean import CleanConfig, clean_crawl
-from corpus.sample import build_sample
+from corpus.sources.sample import build_sample
 
 
 def main(files: list[str]) -> None:

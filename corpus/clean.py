@@ -28,8 +28,8 @@ import pyarrow.parquet as pq
 
 from corpus import dedup, ledger
 from corpus.config import CleanConfig
+from corpus.engines.pool import WorkerFailed, default_workers, run_tasks
 from corpus.pii import find_pii, replace_spans
-from corpus.pool import WorkerFailed, default_workers, run_tasks
 from corpus.unit import UnitTask, clean_unit, note_death, read_signatures
 from corpus.warc import open_archive
 from corpus.words import Words

@@ -15,7 +15,7 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 
-from corpus.sample import build_sample
+from corpus.sources.sample import build_sample
 from corpus.warc import BrokenRecord, open_archive, read_records
 
 MANIFEST = "manifest.jsonl"

@@ -19,7 +19,8 @@ ENTRIES = {  # the modules that a stage's body calls, as assets/<stage>.py names
 }
 DECIDE_NOTHING = {  # how work is spread, shown or logged: no byte of an output depends on them
     "corpus/__init__.py",
-    "corpus/pool.py",
+    "corpus/engines/__init__.py",
+    "corpus/engines/pool.py",
     "corpus/report.py",
     "evals/__init__.py",
     "model/__init__.py",

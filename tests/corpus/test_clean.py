@@ -25,8 +25,8 @@ from corpus.ledger import (
     rows_for_url,
     write_parquet,
 )
-from corpus.sample import build_sample
-from corpus.sample_text import load_texts, manual_texts
+from corpus.sources.sample import build_sample
+from corpus.sources.sample_text import load_texts, manual_texts
 from corpus.warc_writer import WarcWriter
 
 CONFIG = CleanConfig()

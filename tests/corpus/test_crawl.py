@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from corpus import sample
 from corpus.crawl import build_crawl, hash_file, read_manifest, verify
-from corpus.sample_text import manual_texts
+from corpus.sources import sample
+from corpus.sources.sample_text import manual_texts
 from corpus.warc import read_records
 
 

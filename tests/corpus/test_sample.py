@@ -9,10 +9,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from corpus import sample_text
-from corpus.sample import ALMANAC_PAGES, MIN_PAGES, SHARES, build_sample
-from corpus.sample_text import Texts, load_texts, manual_texts, sentences
-from corpus.sample_trouble import jaccard
+from corpus.sources import sample_text
+from corpus.sources.sample import ALMANAC_PAGES, MIN_PAGES, SHARES, build_sample
+from corpus.sources.sample_text import Texts, load_texts, manual_texts, sentences
+from corpus.sources.sample_trouble import jaccard
 from corpus.warc import BrokenRecord, Record, read_records
 
 PAGES = 240

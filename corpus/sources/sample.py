@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
-from corpus.sample_pages import (
+from corpus.sources.sample_pages import (
     ALMANAC,
     BLOCKED_HOSTS,
     Page,
@@ -25,8 +25,8 @@ from corpus.sample_pages import (
     render,
     response,
 )
-from corpus.sample_text import Article, Texts, load_texts, sentences
-from corpus.sample_trouble import (
+from corpus.sources.sample_text import Article, Texts, load_texts, sentences
+from corpus.sources.sample_trouble import (
     BROKEN_VARIANTS,
     DECOYS,
     EMAIL_SENTENCES,
