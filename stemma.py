@@ -57,7 +57,8 @@ def materialize(
     crawl: Annotated[
         list[str] | None,
         typer.Option(
-            help="Add or change a crawl: NAME=GLOB of WARC, ARC or WET files (local or fsspec URL)."
+            help="Add or change a crawl: NAME=GLOB of WARC, ARC or WET files (local or fsspec URL), or "
+            "NAME=commoncrawl:CC-MAIN-2026-45:FILES."
         ),
     ] = None,
     preset: Annotated[
@@ -71,7 +72,7 @@ def materialize(
 
     Runs through Dagster, so the UI shows it; DVC records the versions in dvc.lock.
     """
-    from corpus.crawl import find_files
+    from corpus.crawl import parse_crawl
     from jobs.run import materialize as run
     from resources.workspace import Workspace
 
@@ -81,11 +82,7 @@ def materialize(
             for line in workspace.apply_preset(preset):
                 say.print(f"params.yaml  {line}")
         for word in crawl or []:
-            name, _, glob = word.partition("=")
-            if not glob:
-                raise typer.BadParameter(f"--crawl {word}: write NAME=GLOB, as in news='warcs/*.warc.gz'")
-            find_files(name, glob, ROOT)  # before params.yaml names a crawl that is not there
-            workspace.set_crawl(name, {"source": "warc", "paths": glob})
+            workspace.set_crawl(*parse_crawl(word, ROOT))
         import definitions  # reads params.yaml, so only now
 
         made = run(definitions.defs, ROOT, stages, only=only, force=force)

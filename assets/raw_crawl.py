@@ -12,22 +12,34 @@ from assets.stage import Evidence, StageRun, stage
     checks={"not_empty": "The crawl holds at least one record."},
 )
 def raw_crawl(run: StageRun) -> Evidence:
-    """A source of params.yaml's `crawls`: the built-in sample web, or any glob of WARC, ARC or WET files.
+    """A source of params.yaml's `crawls`: the sample web, WARC files by glob, Common Crawl, URLs, or ready text.
 
     Files that lie elsewhere are not copied: the manifest names each with its size, SHA-256 and number of records.
+    What was asked for and could not be had stands in `fetch-log.jsonl` with the reason.
     """
-    from corpus.crawl import build_crawl, read_manifest
+    from corpus.crawl import build_crawl, not_fetched, read_manifest
 
-    build_crawl(run.partition, run.params, run.out, run.root)
-    files = read_manifest(run.out)
+    before = run.root / "data" / "raw_crawl" / run.partition
+    build_crawl(run.partition, run.params, run.out, run.root, work=run.work / "fetch", before=before)
+    files, missing = read_manifest(run.out), not_fetched(run.out)
     records = sum(f.records for f in files)
     return Evidence(
-        numbers={"files": len(files), "records": records, "bytes": sum(f.bytes for f in files)},
+        numbers={
+            "files": len(files),
+            "records": records,
+            "bytes": sum(f.bytes for f in files),
+            **({"not_fetched": missing.total()} if missing else {}),
+        },
         plot=bars({f.file.rsplit("/", 1)[-1]: f.records for f in files[:20]}, x="records"),
-        tables={"manifest": _table(files[:50])},
+        tables={"manifest": _table(files[:50]), **({"not fetched": _reasons(missing)} if missing else {})},
         checks={"not_empty": records > 0},
         check_notes={"not_empty": f"{records:,} records in {len(files):,} files"},
     )
+
+
+def _reasons(missing) -> str:
+    rows = [f"| {reason} | {count:,} |" for reason, count in missing.most_common()]
+    return "\n".join(["| why | how many |", "|---|---:|", *rows])
 
 
 def _table(files) -> str:

@@ -1,31 +1,51 @@
 """From what `params.yaml` says about a crawl to `manifest.jsonl`: which files it is made of, and their hashes.
 
-Notable: a crawl of one's own WARC files is *pointed to*, not copied; its manifest holds the paths as they were
-given (relative to the project where they can be), so that it is the same on every machine with the same layout.
+Notable: this file only chooses the source (one file each in corpus/sources), hashes what it brought and writes it
+down. Files that a former version took from the same place are used again, after hashing them.
 """
 
 import hashlib
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from corpus.sources.sample import build_sample
+from corpus.sources.commoncrawl import CommonCrawl
+from corpus.sources.sample import Sample
+from corpus.sources.source import (
+    FETCH_LOG,
+    FETCHED,
+    Place,
+    Source,
+    SourceFile,
+    read_knobs,
+    read_rows,
+    write_rows,
+)
+from corpus.sources.warc_files import WarcFiles, find_files
 from corpus.warc import BrokenRecord, open_archive, read_records
 
+__all__ = ["build_crawl", "check_spec", "find_files", "read_manifest", "verify"]
+
 MANIFEST = "manifest.jsonl"
-SOURCES = {"sample": {"pages", "seed", "files"}, "warc": {"paths"}}  # source: the knobs it knows
+SOURCES: dict[str, type] = {
+    "sample": Sample,
+    "warc": WarcFiles,
+    "commoncrawl": CommonCrawl,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class WarcFile:
     """One file of a crawl. `records` counts those that get a row in the ledger, `broken` of them unreadable;
-    `by_type` counts all. `local`: `file` stands in the crawl's own folder; else it is a path or a URL."""
+    `by_type` counts all. `local`: `file` stands in the crawl's own folder; else it is a path or a URL.
+    `origin`: the URL that a local file was copied from, if any."""
 
     file: str
     bytes: int
@@ -35,6 +55,7 @@ class WarcFile:
     by_type: dict[str, int]
     local: bool
     source: str
+    origin: str = ""
 
     @property
     def name(self) -> str:
@@ -61,82 +82,94 @@ class CrawlSummary:
     by_type: dict[str, int]
 
 
-def build_crawl(name: str, spec: dict, out: Path, root: Path, workers: int | None = None) -> CrawlSummary:
-    """Make the folder `out` of a crawl: `manifest.jsonl` and, for the sample, its WARC files and truth.parquet.
+def build_crawl(
+    name: str,
+    spec: dict,
+    out: Path,
+    root: Path,
+    workers: int | None = None,
+    work: Path | None = None,
+    before: Path | None = None,
+) -> CrawlSummary:
+    """Make the folder `out` of a crawl: `manifest.jsonl` and the files that its source brings.
 
-    `spec` is `{source: sample, pages, seed, files}` or `{source: warc, paths: glob or list of globs}`, where
-    globs are relative to `root` or fsspec URLs. Raises ValueError for a spec that makes no sense and
-    FileNotFoundError where nothing matches.
+    `spec` is `{source: NAME, …}` with the knobs of that source (SOURCES); paths in it are relative to `root`.
+    `work`: where downloads in progress are kept for the next try (beside `out` if not given; it goes when the
+    crawl is made). `before`: the folder of the crawl's last version, whose files are used again where they came
+    from the same origin. Raises ValueError for a spec that makes no sense, FileNotFoundError where nothing
+    matches, and corpus.sources.download.CannotFetch.
     """
-    spec = dict(spec)
-    source = spec.pop("source", None)
-    check_spec(name, source, spec)
+    source = check_spec(name, spec)
     out.mkdir(parents=True, exist_ok=True)
-    if source == "sample":
-        words = build_sample(out, **spec)
-        found = [(str(p), p.name, True) for p in sorted(out.glob("*.warc.gz"))]
-    else:
-        words = "WARC files given by path"
-        found = [(path, shown, False) for path, shown in find_files(name, spec["paths"], root)]
-    files = _describe_all(found, words, workers)
+    own_work = work is None
+    work = out.with_name(f".{out.name}.work") if work is None else work
+    work.mkdir(parents=True, exist_ok=True)
+    known = _by_origin(before)
+    kept = partial(_kept, known, before)
+    brought = source.build(Place(name, out, work, root, before, kept))
+    files = _describe_all(brought.files, brought.words, workers)
     write_manifest(out, files)
+    if own_work:
+        shutil.rmtree(work)
     return summarize(name, files)
 
 
-def check_spec(name: str, source: str | None, spec: dict) -> None:
-    """Raises ValueError, a sentence, where a crawl's section in params.yaml cannot be understood."""
-    known = SOURCES.get(source or "")
+def check_spec(name: str, spec: dict) -> Source:
+    """The source that a crawl's section in params.yaml describes. Raises ValueError, a sentence."""
+    spec = dict(spec)
+    source = spec.pop("source", None)
     where = f"params.yaml, crawls.{name}"
-    if known is None:
+    if source not in SOURCES:
         raise ValueError(f"{where}: the source is {source!r}; it must be one of {', '.join(SOURCES)}.")
-    unknown = sorted(set(spec) - known)
-    if unknown:
-        raise ValueError(
-            f"{where}: unknown {', '.join(unknown)}; the source {source!r} knows {', '.join(sorted(known))}."
-        )
-    if source == "warc" and not spec.get("paths"):
-        raise ValueError(f"{where}: the source 'warc' needs 'paths', a glob such as ../crawl/*.warc.gz.")
+    return read_knobs(SOURCES[source], source, where, spec)
 
 
-def find_files(name: str, paths: str | list[str], root: Path) -> list[tuple[str, str]]:
-    """What each glob matches, as (what to open, what the manifest says), sorted, each file once.
+def parse_crawl(word: str, root: Path) -> tuple[str, dict]:
+    """What `--crawl` was given, as a crawl's name and its spec: `NAME=SOURCE:…` or `NAME=GLOB` of WARC files.
 
-    Raises FileNotFoundError for a glob that matches nothing.
+    Raises ValueError or FileNotFoundError, a sentence, before params.yaml names a crawl that cannot be made.
     """
-    import fsspec
-
-    found: dict[str, str] = {}
-    for pattern in [paths] if isinstance(paths, str) else paths:
-        remote = "://" in pattern
-        system, path = fsspec.core.url_to_fs(pattern if remote else str(root / Path(pattern).expanduser()))
-        matches = sorted(m for m in system.glob(path) if not system.isdir(m))
-        if not matches:
-            raise FileNotFoundError(
-                f"crawl {name}: no file matches {pattern!r} (looked from {root}). Correct the path or the pattern."
-            )
-        for match in matches:
-            if remote:
-                found[system.unstrip_protocol(match)] = system.unstrip_protocol(match)
-            else:
-                found[match] = _shown(pattern, match, root)
-    return sorted(found.items(), key=lambda item: item[1])
+    name, _, what = word.partition("=")
+    if not name or not what:
+        raise ValueError(
+            f"--crawl {word}: write NAME=GLOB, as in news='warcs/*.warc.gz', or NAME=SOURCE:…, "
+            "as in cc=commoncrawl:CC-MAIN-2026-45:10"
+        )
+    source, colon, rest = what.partition(":")
+    shorthand = getattr(SOURCES.get(source), "shorthand", None) if colon else None
+    spec = {"source": source, **shorthand(rest)} if shorthand else {"source": "warc", "paths": what}
+    check_spec(name, spec).check(name, root)
+    return name, spec
 
 
-def _shown(pattern: str, match: str, root: Path) -> str:
-    """A local match as the manifest writes it: absolute where the pattern was, else relative to the root."""
-    if Path(pattern).expanduser().is_absolute():
-        return str(PurePosixPath(match))
-    return Path(os.path.relpath(match, root.resolve() if root.is_absolute() else root)).as_posix()
+def not_fetched(folder: Path) -> Counter[str]:
+    """How much of what a crawl asked for it does not hold, by reason (its fetch log says which)."""
+    return Counter(row["outcome"] for row in read_rows(folder / FETCH_LOG) if row["outcome"] != FETCHED)
 
 
-def _describe_all(found: list[tuple[str, str, bool]], words: str, workers: int | None) -> list[WarcFile]:
+def _by_origin(before: Path | None) -> dict[str, WarcFile]:
+    if before is None or not (before / MANIFEST).is_file():
+        return {}
+    return {file.origin: file for file in read_manifest(before) if file.origin and file.local}
+
+
+def _kept(known: dict[str, WarcFile], before: Path | None, origin: str) -> Path | None:
+    """The file of the last version that came from `origin`, if its bytes still are what its manifest says."""
+    file = known.get(origin)
+    path = before / file.file if before and file else None
+    if path is None or not path.is_file() or hash_file(path) != (file.bytes, file.sha256):
+        return None
+    return path
+
+
+def _describe_all(found: list[SourceFile], words: str, workers: int | None) -> list[WarcFile]:
     """Hash and count every file, in a pool where there are many, with a bar on stderr."""
     from tqdm import tqdm
 
     one = partial(_describe, words=words)
     bar = partial(tqdm, total=len(found), desc="hashing the crawl", unit="file", mininterval=_interval())
     workers = min(workers or os.cpu_count() or 1, len(found))
-    if workers <= 1 or sum(_size(path) for path, _, _ in found) < 64 << 20:
+    if workers <= 1 or sum(_size(file.path) for file in found) < 64 << 20:
         return list(bar(map(one, found)))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         return list(bar(pool.map(one, found)))
@@ -152,15 +185,15 @@ def _size(path: str) -> int:
     return os.path.getsize(path) if "://" not in path else 64 << 20
 
 
-def _describe(found: tuple[str, str, bool], words: str) -> WarcFile:
-    path, shown, local = found
+def _describe(found: SourceFile, words: str) -> WarcFile:
     counts: Counter[str] = Counter()
     records = broken = 0
-    for record in read_records(path, shown, counts):
+    for record in read_records(found.path, found.file, counts):
         records += 1
         broken += isinstance(record, BrokenRecord)
-    size, sha256 = hash_file(path)
-    return WarcFile(shown, size, sha256, records, broken, dict(sorted(counts.items())), local, words)
+    size, sha256 = hash_file(found.path)
+    by_type = dict(sorted(counts.items()))
+    return WarcFile(found.file, size, sha256, records, broken, by_type, found.local, words, found.origin)
 
 
 def hash_file(path: str | Path) -> tuple[int, str]:
@@ -174,10 +207,9 @@ def hash_file(path: str | Path) -> tuple[int, str]:
 
 
 def write_manifest(folder: Path, files: list[WarcFile]) -> None:
-    """One JSON object a line, in the files' order, by rename."""
-    partial_path = folder / (MANIFEST + ".partial")
-    partial_path.write_text("".join(json.dumps(asdict(f), ensure_ascii=False) + "\n" for f in files), "utf-8")
-    partial_path.replace(folder / MANIFEST)
+    """One JSON object a line, in the files' order, by rename. A file without an origin says nothing of it."""
+    rows = [asdict(file) for file in files]
+    write_rows(folder / MANIFEST, [{k: v for k, v in row.items() if k != "origin" or v} for row in rows])
 
 
 def read_manifest(folder: Path) -> list[WarcFile]:

@@ -39,6 +39,7 @@ from corpus.sources.sample_trouble import (
     plant_sentence,
     spam_article,
 )
+from corpus.sources.source import Brought, Place, at_least, local_files
 from corpus.warc_writer import WarcWriter
 
 MIN_PAGES = 100  # below this not every kind of trouble has room
@@ -82,6 +83,25 @@ class Planted:
     decoys: list[str] = field(default_factory=list)
     warc_type: str = "response"
     record_id: str = ""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """pages: records in all. seed: the same seed gives the same web. files: WARC files that they are spread over."""
+
+    pages: int = 3000
+    seed: int = 0
+    files: int = 4
+
+    def __post_init__(self):
+        at_least(self, files=1)
+
+    def check(self, name: str, root: Path) -> None:
+        """Nothing on this machine to look for."""
+
+    def build(self, place: Place) -> Brought:
+        words = build_sample(place.out, self.pages, self.seed, files=self.files)
+        return Brought(words, local_files(place.out))
 
 
 def build_sample(

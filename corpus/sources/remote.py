@@ -1,0 +1,163 @@
+"""Ask for a range of bytes of a file behind a URL: over HTTP(S), or from an object store through fsspec.
+
+Notable: a reply says where in the file its body begins, how long the file is and by which mark (ETag, else
+Last-Modified) its server tells this version of it from others; bodies are never unpacked on the way.
+"""
+
+import email.utils
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+USER_AGENT = "Stemma/0.1 (builds text corpora for language models)"
+CHUNK = 1 << 16  # bytes
+STORE_CHUNK = 8 << 20  # bytes of one range request to an object store
+
+
+class CannotFetch(RuntimeError):
+    """A file that could not be had after all tries; `reason` is one word, the message a sentence."""
+
+    def __init__(self, url: str, reason: str, why: str):
+        super().__init__(f"{url}: {why}")
+        self.url, self.reason = url, reason
+
+
+class Refused(Exception):
+    """The server answered, with a status; `wait` is its Retry-After, in seconds."""
+
+    def __init__(self, status: int, wait: float | None):
+        super().__init__(f"status {status}")
+        self.status, self.wait = status, wait
+
+
+class Broke(Exception):
+    """The connection failed, stalled or ended early. The message says how."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manners:
+    """How to ask. `tries`: failures in a row without a new byte before a file is given up; times in seconds."""
+
+    user_agent: str = USER_AGENT
+    connections: int = 2
+    tries: int = 12
+    stall_seconds: float = 60
+    first_wait: float = 1
+    longest_wait: float = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A body that begins at byte `start` of a file of `total` bytes (None: not said)."""
+
+    start: int
+    total: int | None
+    validator: str
+    chunks: Iterator[bytes]
+
+
+def opener(manners: Manners) -> Callable[..., Reply]:
+    """open_range(url, start, until, validator) for one thread."""
+    import requests
+
+    session = requests.Session()  # honours HTTP_PROXY, HTTPS_PROXY and NO_PROXY, and follows redirects
+    session.headers["User-Agent"] = manners.user_agent
+
+    def open_range(url: str, start: int, until: int | None, validator: str) -> Reply:
+        if url.startswith(("http://", "https://")):
+            return ask_http(session, manners.stall_seconds, url, start, until, validator)
+        return ask_store(url, start, until, validator)
+
+    return open_range
+
+
+def ask_http(session: Any, patience: float, url: str, start: int, until: int | None, validator: str) -> Reply:
+    import requests
+
+    headers = {"Accept-Encoding": "identity"}
+    if start or until is not None:
+        headers["Range"] = f"bytes={start}-{'' if until is None else until - 1}"
+        headers |= {"If-Range": validator} if start else {}
+    try:
+        response = session.get(url, headers=headers, stream=True, timeout=patience)
+    except requests.RequestException as error:
+        raise Broke(f"cannot be asked for ({type(error).__name__}: {error})") from None
+    fields = response.headers
+    etag = fields.get("ETag", "")
+    found = etag if etag and not etag.startswith("W/") else fields.get("Last-Modified", "")
+    if response.status_code == 200:
+        length = fields.get("Content-Length", "")
+        return Reply(0, int(length) if length.isdigit() else None, found, _http_chunks(response))
+    if response.status_code == 206:
+        first, total = _content_range(fields.get("Content-Range", ""))
+        if first in (0, start):
+            return Reply(first, total, found, _http_chunks(response))
+        response.close()
+        raise Broke("the server sent another range than the one asked for")
+    response.close()
+    if response.status_code == 416 and start:  # the file has become shorter
+        return Reply(start, None, "changed", iter(()))
+    raise Refused(response.status_code, _retry_after(fields.get("Retry-After", "")))
+
+
+def _content_range(value: str) -> tuple[int, int | None]:
+    """`bytes 5-9/100` -> (5, 100); (-1, None) where it cannot be read."""
+    place, _, total = value.removeprefix("bytes").strip().partition("/")
+    first = place.partition("-")[0]
+    return (int(first) if first.isdigit() else -1), (int(total) if total.isdigit() else None)
+
+
+def _retry_after(value: str) -> float | None:
+    """Seconds, from a number or a date (RFC 9110, 10.2.3)."""
+    if value.strip().isdigit():
+        return float(value)
+    when = email.utils.parsedate_tz(value) if value else None
+    return max(0.0, email.utils.mktime_tz(when) - time.time()) if when else None
+
+
+def _http_chunks(response: Any) -> Iterator[bytes]:
+    """The body as it comes in, not unpacked. Raises Broke."""
+    import requests
+    import urllib3
+
+    with response:
+        try:
+            while chunk := response.raw.read1(CHUNK, decode_content=False):
+                yield chunk
+        except (urllib3.exceptions.HTTPError, requests.RequestException, OSError) as error:
+            raise Broke(f"the connection failed ({type(error).__name__}: {error})") from None
+
+
+def ask_store(url: str, start: int, until: int | None, validator: str) -> Reply:
+    """The same from an object store (S3 needs the extra `s3`) or any other file system that fsspec knows."""
+    import fsspec
+
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+        about = system.info(path)
+    except FileNotFoundError:
+        raise Refused(404, None) from None
+    except PermissionError as error:
+        raise CannotFetch(
+            url, "status 403", f"access is denied ({error}); S3 asks for an AWS account"
+        ) from None
+    except ImportError as error:
+        raise CannotFetch(
+            url, "no client", f"{error} For s3:// install the extra: pip install -e '.[s3]'"
+        ) from None
+    except OSError as error:
+        raise Broke(f"cannot be asked for ({type(error).__name__}: {error})") from None
+    marks = (about.get(name) for name in ("ETag", "etag", "LastModified", "mtime", "created"))
+    found, total = str(next((mark for mark in marks if mark), "")), about["size"]
+    start = start if found == validator else 0
+    end = total if until is None else min(until, total)
+    return Reply(start, total, found, _store_chunks(system, path, start, end))
+
+
+def _store_chunks(system: Any, path: str, start: int, end: int) -> Iterator[bytes]:
+    for at in range(start, end, STORE_CHUNK):
+        try:
+            yield system.cat_file(path, start=at, end=min(at + STORE_CHUNK, end))
+        except OSError as error:
+            raise Broke(f"the connection failed ({type(error).__name__}: {error})") from None
