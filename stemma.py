@@ -210,19 +210,25 @@ def audit(
 
 @app.command()
 def why(
-    url: Annotated[str, typer.Argument(help="The page's URL, as it was crawled.")],
+    url: Annotated[str, typer.Argument(help="The page's URL, or its record id, or a host's name.")],
+    text: Annotated[
+        bool, typer.Option("--text", help="Print the page's text as well, from the crawl.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Say what became of a page: kept, dropped or failed, by which rule, with which value."""
-    from lineage.why import print_rows
+    from lineage.why import nearest, page_text, print_rows
     from lineage.why import why as find
 
     with _plain_errors():
         rows = find(ROOT, url)
+        for row in rows if text else []:
+            row["text"] = page_text(ROOT, row)
+        near = [] if rows else nearest(ROOT, url)
     if as_json:
         print(json.dumps(rows, indent=2))
     else:
-        print_rows(url, rows, out)
+        print_rows(url, rows, out, near)
     if not rows:
         raise typer.Exit(NOT_FOUND)
 

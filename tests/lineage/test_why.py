@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
 
-from corpus.ledger import LEDGER_SCHEMA, write_parquet
-from lineage.why import print_rows, why
+from corpus.ledger import DOCUMENT_SCHEMA, LEDGER_SCHEMA, write_parquet
+from lineage.why import nearest, print_rows, why
 from resources.workspace import Workspace, WorkspaceError
 
 URL = "https://example.org/page"
@@ -25,8 +29,8 @@ def row(crawl: str, record: str, url: str = URL, outcome: str = "kept", **more) 
 def corpora(chain):
     """Two crawls with the same page: kept in one; too short, and then a copy, in the other."""
     Workspace(chain).set_crawl("second", {"source": "sample"})
-    short = {"stage": "quality", "rule": "gopher_words", "value": 12.0, "threshold": 50.0}
-    copy = {"stage": "dedup", "rule": "exact", "duplicate_of": "urn:1", "detail": "same text"}
+    short = {"stage": "quality", "rule": "gopher_min_words", "value": 12.0, "threshold": 50.0}
+    copy = {"stage": "dedup", "rule": "duplicate_text", "duplicate_of": "urn:1", "detail": "same text"}
     rows = {
         "sample": [row("sample", "urn:1"), row("sample", "urn:9", "https://example.org/else")],
         "second": [
@@ -41,9 +45,9 @@ def corpora(chain):
     return chain
 
 
-def printed(url: str, rows: list[dict]) -> str:
+def printed(url: str, rows: list[dict], near: list[str] | None = None) -> str:
     text = io.StringIO()
-    print_rows(url, rows, Console(file=text, width=60, color_system=None))
+    print_rows(url, rows, Console(file=text, width=60, color_system=None), near)
     return text.getvalue()
 
 
@@ -55,8 +59,9 @@ def test_why_tells_every_crawls_rows_with_rule_value_and_place(corpora):
         ("second", "urn:3", "dropped"),
     ]
     text = printed(URL, rows)
-    assert "quality: gopher_words, measured 12 against a limit of 50" in text
-    assert "the same as urn:1, which was kept" in text
+    assert "quality: gopher_min_words, measured 12, below the limit of 50" in text
+    assert "Words, signs not counted (Gopher, A.1.1)." in text
+    assert f"kept in its place: {URL}" in text
     assert "crawl second, 00000.warc.gz, bytes 1,203 to 1,300" in text
 
 
@@ -64,9 +69,53 @@ def test_a_bare_host_asks_for_all_its_pages(corpora):
     assert len(why(corpora, "example.org")) == 4
 
 
-def test_a_page_that_no_crawl_held_is_said_so(corpora):
-    assert why(corpora, "https://example.org/never") == []
-    assert "in none of the crawls here" in printed("https://example.org/never", [])
+def test_a_record_id_asks_for_its_page(corpora):
+    assert [row["url"] for row in why(corpora, "urn:9")] == ["https://example.org/else"]
+
+
+@pytest.mark.parametrize(
+    "spelling", ["http://example.org/page/", "www.example.org/page", f"{URL}?utm_source=x"]
+)
+def test_another_spelling_of_the_same_address_finds_the_page(corpora, spelling):
+    assert {row["record_id"] for row in why(corpora, spelling)} == {"urn:1", "urn:2", "urn:3"}
+
+
+def test_a_page_that_no_crawl_held_is_said_so_and_its_neighbours_are_named(corpora):
+    never = "https://example.org/els"
+    assert why(corpora, never) == []
+    text = printed(never, [], nearest(corpora, never))
+    assert "in none of the crawls here" in text
+    assert text.index("https://example.org/else") < text.index(URL)
+    assert nearest(corpora, "https://exmple.org/page") == ["example.org"]
+
+
+def test_a_kept_page_shows_its_document(corpora):
+    document = dict.fromkeys(DOCUMENT_SCHEMA.names, "x") | {"record_id": "urn:1", "language": "en"}
+    document |= {"language_score": 0.97, "n_bytes": 2048, "sha256": "abc"}
+    folder = corpora / "data/cleaned_corpus/sample/documents"
+    folder.mkdir()
+    write_parquet([document], DOCUMENT_SCHEMA, folder / "00000.parquet")
+    assert "a document of 2,048 bytes in 'en' (certainty 0.97)" in printed(URL, why(corpora, URL))
+
+
+def test_asking_why_loads_nothing_of_dvc_dagster_or_training(corpora, root):
+    """The answer is due in under a second, and each of these takes longer than that to import."""
+    shutil.copy(root / "stemma.py", corpora)
+    heavy = ("dvc", "dagster", "mlflow", "torch", "pandas", "matplotlib", "transformers", "datasets")
+    code = f"""
+import sys
+sys.path[0] = {str(corpora)!r}
+import stemma
+sys.argv = ["stemma", "why", {URL!r}]
+try:
+    stemma.main()
+except SystemExit as done:
+    print("exit", done.code, [name for name in {heavy} if name in sys.modules])
+"""
+    env = os.environ | {"PYTHONPATH": str(root)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True)
+    assert "below the limit of 50" in done.stdout
+    assert done.stdout.splitlines()[-1] == "exit 0 []"
 
 
 def test_without_a_cleaned_crawl_there_is_nothing_to_ask(chain):

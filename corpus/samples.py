@@ -1,0 +1,128 @@
+"""Random pages of each fate, with their texts read back from the crawl: what somebody looks at to trust a rule.
+
+Random, and yet the same on every machine: of the pages of a rule those are drawn whose record ids have the smallest
+hashes under a seed, which is a uniform sample without replacement whatever the order of the files.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from corpus import ledger
+from corpus.meaning import NOT_READ_AGAIN
+
+PER_RULE = 20
+MAX_PARTS = (
+    400  # ledger files looked through; of more, evenly spaced ones (a full Common Crawl dump has 90,000)
+)
+LOOK_AT = ["record_id", "outcome", "stage", "rule", "value"]
+
+
+@dataclass
+class Drawn:
+    """What was seen of one rule: how many pages, the values it measured, and the pages drawn (ledger rows)."""
+
+    stage: str
+    rule: str
+    outcome: str
+    pages: int = 0
+    values: Counter = field(default_factory=Counter)  # value, rounded -> pages
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+
+def draw(folder: Path, per_rule: int = PER_RULE, seed: int = 0) -> tuple[list[Drawn], float]:
+    """Every rule of a cleaned corpus that ended a page, with pages drawn; and the share of ledger files read.
+
+    In the order of the stages, commonest rule first. Kept pages come last, under the rule ''.
+    """
+    parts = sorted((folder / "ledger").glob("*.parquet"))
+    step = -(-len(parts) // MAX_PARTS) or 1
+    looked = parts[::step]
+    found: dict[tuple[str, str, str], Drawn] = {}
+    heaps: dict[tuple[str, str, str], list[tuple[int, int, int]]] = {}
+    for number, part in enumerate(looked):
+        for place, row in enumerate(pq.ParquetFile(part).read(LOOK_AT).to_pylist()):
+            kept = row["outcome"] == ledger.KEPT
+            key = ("", "", ledger.KEPT) if kept else (row["stage"], row["rule"], row["outcome"])
+            seen = found.setdefault(key, Drawn(*key))
+            seen.pages += 1
+            if row["value"] is not None and not kept:
+                seen.values[float(f"{row['value']:.3g}")] += 1
+            heap, rank = heaps.setdefault(key, []), -_rank(row["record_id"], seed)
+            if len(heap) < per_rule:
+                heapq.heappush(heap, (rank, number, place))
+            elif rank > heap[0][0]:
+                heapq.heapreplace(heap, (rank, number, place))
+    _load_rows(looked, found, heaps)
+    order = {stage: at for at, stage in enumerate((*ledger.STAGES, ""))}
+    ordered = sorted(found.values(), key=lambda d: (order[d.stage], -d.pages, d.rule, d.outcome))
+    return ordered, len(looked) / max(1, len(parts))
+
+
+def _rank(record_id: str, seed: int) -> int:
+    import xxhash
+
+    return xxhash.xxh3_64_intdigest(record_id.encode(), seed)
+
+
+def _load_rows(parts: list[Path], found: dict, heaps: dict) -> None:
+    """Fill `rows` of each rule with the whole ledger rows of the pages drawn, in the order of their hashes."""
+    by_part: dict[int, list[tuple[int, int, tuple]]] = {}
+    for key, heap in heaps.items():
+        for rank, number, place in heap:
+            by_part.setdefault(number, []).append((rank, place, key))
+    ranked: dict[tuple, list[tuple[int, dict]]] = {}
+    for number, wanted in by_part.items():
+        table = pq.ParquetFile(parts[number]).read()
+        for (rank, _, key), row in zip(
+            wanted, table.take([p for _, p, _ in wanted]).to_pylist(), strict=True
+        ):
+            ranked.setdefault(key, []).append((rank, row))
+    for key, rows in ranked.items():
+        found[key].rows = [row for _, row in sorted(rows, key=lambda item: (-item[0], item[1]["record_id"]))]
+
+
+def read_text(row: Mapping[str, Any], sources: Mapping[str, str | Path]) -> tuple[str, str]:
+    """(main text, note) of a ledger row's page, read back from `sources` (the crawl's files by name).
+
+    The note says why there is no text, or that what is given is all of the page because it has no main text. Pages
+    that killed or stopped the parser are not read a second time.
+    """
+    from corpus.extract import extract_page, plain_text
+    from corpus.warc import BrokenRecord, fetch_record
+
+    if row["rule"] in NOT_READ_AGAIN:
+        return "", "not read again: it stopped the parser"
+    source = sources.get(row["warc_file"])
+    if source is None or not row["warc_length"]:
+        return "", "not in a file that is here"
+    try:
+        record = fetch_record(
+            source, row["warc_file"], row["warc_offset"], row["warc_length"], row["record_id"]
+        )
+    except (OSError, LookupError) as error:
+        return "", f"cannot be read again: {error}"
+    if isinstance(record, BrokenRecord):
+        return "", record.detail
+    if record.kind not in ("html", "text"):
+        return "", f"{record.kind}, {record.content_type or 'of no type'}, {len(record.payload):,} bytes"
+    read = extract_page if record.kind == "html" else plain_text
+    text = read(record.payload, record.http_charset).text
+    return (text, "") if text else _whole_page(record.payload, record.http_charset)
+
+
+def _whole_page(payload: bytes, charset: str | None) -> tuple[str, str]:
+    """Everything that a page without main text shows."""
+    from resiliparse.extract.html2text import extract_plain_text
+
+    from corpus.extract import decode
+
+    text = extract_plain_text(decode(payload, charset), main_content=False, links=False).strip()
+    return (text, "no main text; this is the whole page") if text else ("", "nothing on it that can be read")
