@@ -62,6 +62,7 @@ LIBRARIES = (
     "xxhash",
 )
 WORD_EDGES = (50, 100, 200, 400, 800, 1600, 3200, 6400, 12800)  # words, bins of the length histogram
+SCORE_BINS = 20  # of the language's certainty, 0..1
 TOP_HOSTS = 50
 
 
@@ -322,6 +323,13 @@ def write_part(task: _FinalTask, progress: Any = None) -> dict[str, Any]:
     return {
         "rows": ledger.count_rows(rows),
         "hosts": Counter(document["host"] for document in documents),
+        "hosts_read": Counter(row["host"] for row in rows),
+        "scores": Counter(_score_bin(document["language_score"]) for document in documents),
+        "other_scores": Counter(
+            _score_bin(row["value"])
+            for row in rows
+            if row["stage"] == "language" and row["value"] is not None
+        ),
         "languages": Counter(document["language"] for document in documents),
         "other_languages": Counter(row["detail"] for row in rows if row["rule"] == "other_language"),
         "lengths": words,
@@ -337,6 +345,10 @@ def _length_bin(number: int) -> str:
     return f"{below[-1] if below else 0}+"
 
 
+def _score_bin(score: float) -> str:
+    return f"{min(int(score * SCORE_BINS), SCORE_BINS - 1) / SCORE_BINS:.2f}+"
+
+
 def _summary(
     crawl: str, config: CleanConfig, tasks: list[UnitTask], units: list[Path], parts: list[dict[str, Any]]
 ) -> dict[str, Any]:
@@ -349,7 +361,8 @@ def _summary(
     outcomes = Counter()
     for (_, _, outcome), count in rows.items():
         outcomes[outcome] += count
-    lengths, hosts = total("lengths"), total("hosts")
+    lengths, hosts, hosts_read = total("lengths"), total("hosts"), total("hosts_read")
+    busiest = list(_by_count(hosts_read).items())[:TOP_HOSTS]
     read = sum((Counter(json.loads((u / "unit.json").read_text())["counts"]) for u in units), Counter())
     return {
         "crawl": crawl,
@@ -365,10 +378,21 @@ def _summary(
         "languages": _by_count(total("languages")),
         "other_languages": _by_count(total("other_languages")),
         "hosts": {"distinct": len(hosts), "top": dict(list(_by_count(hosts).items())[:TOP_HOSTS])},
+        "hosts_read": {
+            "distinct": len(hosts_read),
+            "top": {host: {"records": records, "kept": hosts[host]} for host, records in busiest},
+        },
+        "language_scores": _score_histogram(total("scores"), total("other_scores")),
         "words_per_document": {f"{edge}+": lengths[f"{edge}+"] for edge in (0, *WORD_EDGES)},
         "pii_replaced": dict(sorted(total("pii").items())),
         "archive_records": dict(sorted(read.items())),
     }
+
+
+def _score_histogram(kept: Counter, dropped: Counter) -> dict[str, dict[str, int]]:
+    """Pages by the certainty of their language: those kept, and those dropped for their language."""
+    bins = [f"{at / SCORE_BINS:.2f}+" for at in range(SCORE_BINS)]
+    return {name: {"kept": kept[name], "dropped": dropped[name]} for name in bins}
 
 
 def _by_count(counts: Counter) -> dict[str, int]:

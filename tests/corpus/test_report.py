@@ -1,0 +1,107 @@
+"""What people look at adds up: the funnel, the distributions, the pictures, the pages drawn."""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from corpus.clean import CleanConfig, clean_crawl
+from corpus.ledger import document_dataset, read_ledger
+from corpus.meaning import meaning, reason
+from corpus.quality import RULES
+from corpus.samples import draw, read_text
+from corpus.sources.sample import build_sample
+from corpus.sources.sample_text import manual_texts
+
+
+@pytest.fixture(scope="module")
+def crawl(tmp_path_factory) -> dict[str, Path]:
+    """The files of a small web of known truth, by name."""
+    folder = tmp_path_factory.mktemp("crawl")
+    build_sample(folder, pages=240, texts=manual_texts(), files=3)
+    return {path.name: path for path in sorted(folder.glob("*.warc.gz"))}
+
+
+@pytest.fixture(scope="module")
+def cleaned(crawl, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cleaned")
+    clean_crawl(list(crawl.items()), folder / "out", folder / "work", CleanConfig(), "sample", workers=0)
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def stats(cleaned) -> dict:
+    return json.loads((cleaned / "stats.json").read_text())
+
+
+def test_the_distributions_are_those_of_the_ledger_and_the_documents(cleaned, stats):
+    rows = read_ledger(cleaned).to_pylist()
+    documents = document_dataset(cleaned).to_table(columns=["host", "language_score"]).to_pylist()
+    scores = stats["language_scores"]
+    assert sum(bin["kept"] for bin in scores.values()) == len(documents) == stats["documents"]
+    assert sum(bin["dropped"] for bin in scores.values()) == sum(row["stage"] == "language" for row in rows)
+    high = sum(document["language_score"] >= 0.95 for document in documents)
+    assert scores["0.95+"]["kept"] == high > 0
+    read = Counter(row["host"] for row in rows)
+    kept = Counter(document["host"] for document in documents)
+    assert stats["hosts_read"]["distinct"] == len(read)
+    assert all(
+        seen == {"records": read[host], "kept": kept[host]}
+        for host, seen in stats["hosts_read"]["top"].items()
+    )
+    assert sum(stats["words_per_document"].values()) == stats["documents"]
+
+
+def test_twenty_pages_a_rule_are_drawn_whatever_the_order_of_the_rows(cleaned, tmp_path):
+    drawn, share = draw(cleaned, per_rule=20)
+    rows = read_ledger(cleaned)
+    ended = Counter((r["stage"], r["rule"]) if r["outcome"] != "kept" else ("", "") for r in rows.to_pylist())
+    assert share == 1 and {(d.stage, d.rule): d.pages for d in drawn} == ended
+    assert all(len(d.rows) == min(20, d.pages) == len({r["record_id"] for r in d.rows}) for d in drawn)
+    assert all((row["stage"], row["rule"]) == (d.stage, d.rule) for d in drawn if d.rule for row in d.rows)
+
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    (tmp_path / "ledger").mkdir()
+    shuffled = rows.take(pc.sort_indices(rows["record_id"]))
+    pq.write_table(shuffled, tmp_path / "ledger" / "00000.parquet")
+    again, _ = draw(tmp_path, per_rule=20)
+    assert [[r["record_id"] for r in d.rows] for d in again] == [
+        [r["record_id"] for r in d.rows] for d in drawn
+    ]
+    assert draw(cleaned, seed=1)[0][0].rows != drawn[0].rows or drawn[0].pages <= 20
+
+
+def test_a_page_read_back_from_the_crawl_is_the_page_that_was_kept(crawl, cleaned):
+    untouched = [row for row in draw(cleaned)[0][-1].rows if row["rule"] is None]
+    texts = {d["record_id"]: d["text"] for d in document_dataset(cleaned).to_table().to_pylist()}
+    assert untouched
+    for row in untouched:
+        text, note = read_text(row, crawl)
+        assert note == "" and set(re.findall(r"\w+", texts[row["record_id"]])) <= set(
+            re.findall(r"\w+", text)
+        )
+
+
+def test_what_cannot_be_read_back_says_why(crawl, cleaned):
+    row = read_ledger(cleaned).to_pylist()[0]
+    assert read_text(row, {}) == ("", "not in a file that is here")
+    assert "cannot be read again" in read_text(row, {row["warc_file"]: "/nowhere.warc.gz"})[1]
+    assert read_text(row | {"rule": "cpu_time"}, crawl) == ("", "not read again: it stopped the parser")
+
+
+def test_every_rule_has_a_meaning_in_words(cleaned):
+    rules = {row["rule"] for row in read_ledger(cleaned).to_pylist() if row["rule"]}
+    assert [rule for rule in sorted(rules | {rule.name for rule in RULES}) if not meaning(rule)] == []
+    assert meaning("no_such_rule") == ""
+
+
+def test_a_reason_is_said_as_people_say_it():
+    row = {"stage": "quality", "rule": "gopher_letters", "value": 0.712345, "threshold": 0.8}
+    assert reason(row) == "quality: gopher_letters, measured 0.7123, below the limit of 0.8"
+    status = {"stage": "read", "rule": "http_status", "value": 404.0, "threshold": 200.0}
+    assert reason(status) == "read: http_status 404 instead of 200"
+    assert reason({"stage": "read", "rule": "empty", "value": 0.0, "threshold": 1.0}) == "read: empty"
