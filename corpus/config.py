@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
-from corpus.quality import DEFAULT_THRESHOLDS
+from corpus.quality import DEFAULT_THRESHOLDS, FLAVOURS, Limits, limits_for
 
 BLOCKED_WORDS = (
     "hentai",
@@ -66,7 +66,10 @@ class CleanConfig:
     max_page_bytes: larger pages are dropped unread (Common Crawl cuts pages at 1 to 5 MiB).
     max_text_chars: longer main texts are dropped (books of logs; the rules' cost grows with length).
     page_cpu_seconds: processor time, not wall-clock time, after which a page is given up as failed.
-    thresholds: quality thresholds by rule name over quality.DEFAULT_THRESHOLDS; null switches a rule off.
+    rules: where papers and published code differ: "fineweb" (what made FineWeb and FineWeb-2) or "papers".
+    thresholds: quality thresholds by rule name, over those of `rules`; null switches a rule off (docs/rules.md).
+    language_thresholds: the same for one language, e.g. {"de": {"gopher_min_words": 40}}.
+    bad_words: words that drop a page whose text has one (C4's list is LDNOOBW's; none is shipped).
     dedup_urls: keep one page of each canonical URL.
     dedup_texts: keep one page of each text (case and space aside).
     dedup_near: keep one page of each cluster of near-duplicates.
@@ -89,7 +92,10 @@ class CleanConfig:
     max_page_bytes: int = 8 << 20
     max_text_chars: int = 1_000_000
     page_cpu_seconds: int = 20
+    rules: str = "fineweb"
     thresholds: Mapping[str, float | None] = field(default_factory=dict)
+    language_thresholds: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    bad_words: tuple[str, ...] = ()
     dedup_urls: bool = True
     dedup_texts: bool = True
     dedup_near: bool = True
@@ -104,23 +110,36 @@ class CleanConfig:
     failure_rate_records: int = 100
 
     def __post_init__(self):
-        for name in ("languages", "blocked_domains", "blocked_words", "suspect_words"):
+        for name in ("languages", "blocked_domains", "blocked_words", "suspect_words", "bad_words"):
             value = getattr(self, name)
             if isinstance(value, str):
                 raise ValueError(f"cleaned_corpus.{name} is a list, e.g. [{value}], not the text '{value}'.")
             object.__setattr__(self, name, tuple(value))
-        unknown = sorted(set(self.thresholds) - set(DEFAULT_THRESHOLDS))
+        self._check_rules()
+        if not 0 < self.jaccard <= 1:
+            raise ValueError(f"cleaned_corpus.jaccard is {self.jaccard}; it must be above 0 and at most 1.")
+        for name in ("shingle_words", "minhash_bands", "minhash_rows", "page_cpu_seconds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"cleaned_corpus.{name} is {getattr(self, name)}; it must be at least 1.")
+
+    def _check_rules(self) -> None:
+        if self.rules not in FLAVOURS:
+            raise ValueError(f"cleaned_corpus.rules is '{self.rules}'; it can be {' or '.join(FLAVOURS)}.")
+        named = set(self.thresholds).union(*self.language_thresholds.values())
+        unknown = sorted(named - set(DEFAULT_THRESHOLDS))
         if unknown:
             raise ValueError(
                 f"cleaned_corpus.thresholds has no rule named {', '.join(unknown)}. "
                 f"The rules are: {', '.join(DEFAULT_THRESHOLDS)}."
             )
         object.__setattr__(self, "thresholds", dict(sorted(self.thresholds.items())))
-        if not 0 < self.jaccard <= 1:
-            raise ValueError(f"cleaned_corpus.jaccard is {self.jaccard}; it must be above 0 and at most 1.")
-        for name in ("shingle_words", "minhash_bands", "minhash_rows", "page_cpu_seconds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"cleaned_corpus.{name} is {getattr(self, name)}; it must be at least 1.")
+        by_language = {code: dict(sorted(own.items())) for code, own in self.language_thresholds.items()}
+        object.__setattr__(self, "language_thresholds", dict(sorted(by_language.items())))
+
+    def limits(self, language: str) -> Limits:
+        """What texts of a language (ISO 639-1) are held to."""
+        own = self.thresholds | self.language_thresholds.get(language, {})
+        return limits_for(language, self.rules, tuple(own.items()), self.bad_words)
 
     @classmethod
     def from_dict(cls, section: Mapping[str, Any] | None) -> "CleanConfig":

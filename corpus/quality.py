@@ -1,57 +1,63 @@
 """Is a text worth learning from? The published heuristics of Gopher, C4 and FineWeb, each a named row of a table.
 
-A rule measures one number and compares it with one threshold; the first rule that fails decides, in the order in
-which FineWeb's pipeline asks. C4 also edits: it drops lines, and the rules after it see what is left.
+A rule measures one number (measures.py) and compares it with one threshold; the first rule that fails decides, in
+the order in which FineWeb's pipeline asks. C4 also edits: it drops lines, and the rules after it see what is left.
 Sources: Gopher = Rae et al. 2021, arXiv 2112.11446, A.1.1 and table A1. C4 = Raffel et al. 2020, arXiv 1910.10683,
-section 2.2. FineWeb = Penedo et al. 2024, arXiv 2406.17557, section 3.5. Where huggingface/datatrove, the code
-that made FineWeb, differs from the paper, the rule's note says so; it is what runs here, for comparable corpora.
-A word is defined in words.py; datatrove takes spaCy's, which splits "don't" in two and keeps "U.S." whole.
+section 2.2. FineWeb = Penedo et al. 2024, arXiv 2406.17557, section 3. FineWeb-2 = Penedo et al. 2025, arXiv
+2506.20920. Where papers and published code differ, the row says so and holds both: the flavour "fineweb" is what
+huggingface/datatrove ran to make FineWeb (other languages: FineWeb-2's thresholds, languages.py), the flavour
+"papers" is what the papers say. Every threshold can be set on its own, for all languages or for one.
 """
 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
-import numpy as np
+from corpus import measures as m
+from corpus.languages import COLUMNS, EVERYWHERE, OTHER_LANGUAGES, STOP_WORDS, THRESHOLDS
+from corpus.lines import clean_lines
+from corpus.measures import Page
+from corpus.words import Words
 
-from corpus.words import HAS_CJK, Words
-
-STOP_WORDS = {"en": frozenset(["the", "be", "to", "of", "and", "that", "have", "with"])}  # Gopher, A.1.1
-ELLIPSES = ("...", "…")
-BULLETS = ("•", "-")
-# Unicode sentence ends of the scripts a web crawl meets; datatrove lists 150, historic scripts included.
-SENTENCE_END = tuple(".!?…。．！？｡﹒﹖﹗؟۔।॥။።፧։܀᙮‼⁇⁈⁉‽⸮។៕")
-SENTENCE = re.compile(r"(?<!\b[A-Z])[.!?…]+[\"'”’»)\]]*\s+(?=\S)|[。！？]+[”’」』）]*(?=\S)")
-CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
-POLICY = (
-    "terms of use",
-    "privacy policy",
-    "cookie policy",
-    "uses cookies",
-    "use of cookies",
-    "use cookies",
-)  # C4's published code, c4_utils.py
+FLAVOURS = ("fineweb", "papers")
 GOPHER, GOPHER_TABLE = "Gopher, A.1.1", "Gopher, table A1"
-C4, FINEWEB = "C4, section 2.2", "FineWeb, section 3.5"
-NO_SPACES = frozenset(
-    {"zh", "ja", "yue", "wuu", "th", "lo", "km", "my"}
-)  # words are not told apart by spaces
+C4, C4_CODE, FINEWEB = "C4, section 2.2", "C4's published code", "FineWeb, section 3.6"
+DATATROVE = "datatrove"
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One heuristic: `measure` a text, fail it above `limit` (side 'max') or below it (side 'min')."""
+    """One heuristic: `measure` a text, fail it above the limit (side 'max') or below it (side 'min').
+
+    `limit`: flavour "fineweb", English; None is off. `papers`: flavour "papers". `at_best`: a cheap number that the
+    measure is never better than; where even that passes, the measure is not taken.
+    """
 
     name: str
     side: str
-    limit: float
-    measure: Callable[["Page"], float | None]  # None: the rule does not apply to this text
+    limit: float | None
+    measure: Callable[[Page], float | None]  # None: the rule does not apply to this text
     source: str
     note: str = ""
+    papers: float | str | None = "as above"
+    at_best: Callable[[Page], float] | None = None
 
     def fails(self, value: float, limit: float) -> bool:
         """Whether a measured value is beyond the limit."""
         return value > limit if self.side == "max" else value < limit
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A number that is no page rule: how a measure counts, or how C4's pass edits lines. None or 0 is off."""
+
+    name: str
+    limit: float | None
+    what: str
+    source: str
+    note: str = ""
+    papers: float | str | None = "as above"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,301 +69,232 @@ class Verdict:
     threshold: float
 
 
-@dataclass(slots=True)
-class Page:
-    """What a rule may look at. `sentences`, `lorem_ipsum` and `curly` are filled by C4's pass over the lines."""
-
-    words: Words
-    language: str
-    sentences: int = 0
-    lorem_ipsum: int = 0
-    curly: int = 0
-
-
-def _repeated(items: list[str]) -> tuple[int, int]:
-    """(number, characters) of the items that stood earlier in the list."""
-    seen: set[str] = set()
-    number = characters = 0
-    for item in items:
-        if item in seen:
-            number += 1
-            characters += len(item)
-        else:
-            seen.add(item)
-    return number, characters
-
-
-def _lines(page: Page) -> list[str]:
-    return [line for line in page.words.lines if line]
-
-
-def dup_line_fraction(page: Page) -> float:
-    """Lines that stood earlier, of all lines."""
-    lines = _lines(page)
-    return _repeated(lines)[0] / max(1, len(lines))
-
-
-def dup_line_char_fraction(page: Page) -> float:
-    """Characters in lines that stood earlier, of all characters."""
-    return _repeated(_lines(page))[1] / max(1, len(page.words.text))
-
-
-def _paragraphs(page: Page) -> list[str]:
-    return re.split(r"\n{2,}", page.words.text.strip())
-
-
-def dup_paragraph_fraction(page: Page) -> float:
-    """Paragraphs (parted by empty lines) that stood earlier, of all paragraphs."""
-    paragraphs = _paragraphs(page)
-    return _repeated(paragraphs)[0] / len(paragraphs)
-
-
-def dup_paragraph_char_fraction(page: Page) -> float:
-    """Characters in paragraphs that stood earlier, of all characters."""
-    return _repeated(_paragraphs(page))[1] / max(1, len(page.words.text))
-
-
-def top_ngram_fraction(n: int) -> Callable[[Page], float]:
-    """Characters in all occurrences of the commonest run of n tokens, of all characters."""
-
-    def measure(page: Page) -> float:
-        words = page.words
-        hashes = words.ngram_hashes(n)
-        if not len(hashes):
-            return 0.0
-        _, first, counts = np.unique(hashes, return_index=True, return_counts=True)
-        most = counts.max()
-        start = int(first[counts == most].min())
-        characters = int(words.lengths[start : start + n].sum()) + n - 1
-        return characters * int(most) / len(words.text)
-
-    return measure
-
-
-def dup_ngram_fraction(n: int) -> Callable[[Page], float]:
-    """Characters in runs of n tokens that stood earlier, each character counted once, of all characters."""
-
-    def measure(page: Page) -> float:
-        words = page.words
-        hashes = words.ngram_hashes(n).tolist()
-        if len(set(hashes)) == len(hashes):
-            return 0.0
-        ends = np.concatenate(([0], np.cumsum(words.lengths)))
-        widths = (ends[n:] - ends[:-n]).tolist()
-        seen: set[int] = set()
-        at = characters = 0
-        while at < len(hashes):
-            if hashes[at] in seen:
-                characters += widths[at]
-                at += n
-            else:
-                seen.add(hashes[at])
-                at += 1
-        return characters / len(words.text)
-
-    return measure
-
-
-def n_words(page: Page) -> float:
-    """Words, signs not counted."""
-    return page.words.n_words
-
-
-def mean_word_length(page: Page) -> float | None:
-    """Characters a word; not for languages written without spaces."""
-    if page.language in NO_SPACES or not page.words.n_words:
-        return None
-    return float(page.words.lengths[page.words.is_word].mean())
-
-
-def hash_ratio(page: Page) -> float:
-    """Hash signs a token."""
-    return page.words.text.count("#") / max(1, len(page.words.tokens))
-
-
-def ellipsis_ratio(page: Page) -> float:
-    """Ellipses a token."""
-    return sum(page.words.text.count(e) for e in ELLIPSES) / max(1, len(page.words.tokens))
-
-
-def bullet_line_fraction(page: Page) -> float:
-    """Lines that start with a bullet, of all lines."""
-    lines = page.words.lines
-    return sum(line.lstrip().startswith(BULLETS) for line in lines) / max(1, len(lines))
-
-
-def ellipsis_line_fraction(page: Page) -> float:
-    """Lines that end with an ellipsis, of all lines."""
-    lines = page.words.lines
-    return sum(line.rstrip().endswith(ELLIPSES) for line in lines) / max(1, len(lines))
-
-
-def letter_fraction(page: Page) -> float:
-    """Tokens with a letter, of all tokens."""
-    return float(page.words.has_letter.mean()) if page.words.tokens else 0.0
-
-
-def stop_words(page: Page) -> float | None:
-    """How many of the language's stop words occur; not for languages without a list."""
-    known = STOP_WORDS.get(page.language)
-    return None if known is None else len(known & page.words.distinct)
-
-
-def line_end_fraction(page: Page) -> float:
-    """Lines that end with a sentence's end, of the lines that are not empty."""
-    lines = [line for line in page.words.lines if line.strip()]
-    return sum(line.endswith(SENTENCE_END) for line in lines) / len(lines) if lines else 0.0
-
-
-def short_line_fraction(page: Page) -> float:
-    """Lines of at most 30 characters (10 in Chinese or Japanese), of the lines that are not empty."""
-    lines = [line for line in page.words.lines if line.strip()]
-    short = 10 if page.language in NO_SPACES else 30
-    return sum(len(line) <= short for line in lines) / len(lines) if lines else 1.0
-
-
-def fineweb_dup_line_char_fraction(page: Page) -> float:
-    """Characters in lines that stood earlier, of all characters but line ends."""
-    lines = [line for line in page.words.lines if line.strip()]
-    return _repeated(lines)[1] / max(1, sum(map(len, lines)))
-
-
-def line_break_ratio(page: Page) -> float:
-    """Line ends a token."""
-    return page.words.text.count("\n") / max(1, len(page.words.tokens))
-
-
-REPETITION_NOTE = "datatrove divides by all characters, spaces included, and so does this"
+_CHARS = "of all characters, spaces included, as in datatrove"
+_REPEATED = f"{_CHARS}; the first occurrence is not counted (gopher_first_of_repeated)"
+_PARTED = "an extractor that leaves no empty lines leaves one paragraph"
 BEFORE_C4 = (
-    Rule("gopher_dup_paragraphs", "max", 0.30, dup_paragraph_fraction, GOPHER_TABLE),
-    Rule("gopher_dup_paragraph_chars", "max", 0.20, dup_paragraph_char_fraction, GOPHER_TABLE),
-    Rule("gopher_dup_lines", "max", 0.30, dup_line_fraction, GOPHER_TABLE),
-    Rule("gopher_dup_line_chars", "max", 0.20, dup_line_char_fraction, GOPHER_TABLE),
+    Rule("gopher_dup_paragraphs", "max", 0.30, m.dup_paragraph_fraction, GOPHER_TABLE, _PARTED),
+    Rule("gopher_dup_paragraph_chars", "max", 0.20, m.dup_paragraph_char_fraction, GOPHER_TABLE, _PARTED),
+    Rule("gopher_dup_lines", "max", 0.30, m.dup_line_fraction, GOPHER_TABLE),
+    Rule("gopher_dup_line_chars", "max", 0.20, m.dup_line_char_fraction, GOPHER_TABLE),
     *(
-        Rule(f"gopher_top_{n}_gram", "max", limit, top_ngram_fraction(n), GOPHER_TABLE, REPETITION_NOTE)
+        Rule(
+            f"gopher_top_{n}_gram",
+            "max",
+            limit,
+            m.top_ngram_fraction(n),
+            GOPHER_TABLE,
+            _CHARS,
+            at_best=m.top_ngram_at_most(n),
+        )
         for n, limit in ((2, 0.20), (3, 0.18), (4, 0.16))
     ),
     *(
-        Rule(f"gopher_dup_{n}_grams", "max", limit, dup_ngram_fraction(n), GOPHER_TABLE, REPETITION_NOTE)
+        Rule(
+            f"gopher_dup_{n}_grams",
+            "max",
+            limit,
+            m.dup_ngram_fraction(n),
+            GOPHER_TABLE,
+            _REPEATED,
+            at_best=m.dup_ngram_at_most,
+        )
         for n, limit in ((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.10))
     ),
-    Rule("gopher_min_words", "min", 50, n_words, GOPHER),
-    Rule("gopher_max_words", "max", 100_000, n_words, GOPHER),
-    Rule("gopher_min_word_length", "min", 3, mean_word_length, GOPHER),
-    Rule("gopher_max_word_length", "max", 10, mean_word_length, GOPHER),
-    Rule("gopher_hashes", "max", 0.1, hash_ratio, GOPHER),
-    Rule("gopher_ellipses", "max", 0.1, ellipsis_ratio, GOPHER),
-    Rule("gopher_bullet_lines", "max", 0.9, bullet_line_fraction, GOPHER),
-    Rule("gopher_ellipsis_lines", "max", 0.3, ellipsis_line_fraction, GOPHER),
-    Rule(
-        "gopher_letters",
-        "min",
-        0.8,
-        letter_fraction,
-        GOPHER,
-        "the paper speaks of words; datatrove counts signs as words too, which is stricter",
-    ),
+    Rule("gopher_min_words", "min", 50, m.n_words, GOPHER),
+    Rule("gopher_max_words", "max", 100_000, m.n_words, GOPHER),
+    Rule("gopher_min_word_length", "min", 3, m.mean_word_length, GOPHER),
+    Rule("gopher_max_word_length", "max", 10, m.mean_word_length, GOPHER),
+    Rule("gopher_hashes", "max", 0.1, m.hash_ratio, GOPHER, "a word: see gopher_signs_are_words"),
+    Rule("gopher_ellipses", "max", 0.1, m.ellipsis_ratio, GOPHER, "a word: see gopher_signs_are_words"),
+    Rule("gopher_bullet_lines", "max", 0.9, m.bullet_line_fraction, GOPHER, "bullets: • and -, as datatrove"),
+    Rule("gopher_ellipsis_lines", "max", 0.3, m.ellipsis_line_fraction, GOPHER),
+    Rule("gopher_letters", "min", 0.8, m.letter_fraction, GOPHER, "a word: see gopher_signs_are_words"),
     Rule(
         "gopher_stop_words",
         "min",
         2,
-        stop_words,
+        m.stop_words,
         GOPHER,
-        "case-sensitive as in datatrove; English words only",
+        "distinct words, case-sensitive, as datatrove; the paper names eight English words",
     ),
 )
 AFTER_C4 = (
-    Rule("c4_lorem_ipsum", "max", 0, lambda page: page.lorem_ipsum, C4),
-    Rule("c4_curly_bracket", "max", 0, lambda page: page.curly, C4, "asked of the lines that are kept"),
+    Rule("c4_lorem_ipsum", "max", 0, m.lorem_ipsum, C4),
+    Rule("c4_curly_bracket", "max", 0, m.curly, C4, "asked of the lines that are left, as in both codes"),
+    Rule(
+        "c4_bad_words",
+        "max",
+        0,
+        m.bad_words,
+        C4,
+        "the list is yours (setting bad_words); C4 took LDNOOBW's; FineWeb did not ask",
+    ),
     Rule(
         "c4_min_sentences",
         "min",
         5,
-        lambda page: page.sentences,
+        m.sentences,
         C4,
-        "5 in the paper's first version and in datatrove; 3 in its last version and in C4's published code",
+        "5 in the paper's first version and datatrove; 3 in its last version and C4's published code",
+        papers=3,
+        at_best=m.sentences_at_least,
     ),
-    Rule("fineweb_line_ends", "min", 0.12, line_end_fraction, FINEWEB),
     Rule(
-        "fineweb_short_lines",
-        "max",
-        0.67,
-        short_line_fraction,
-        FINEWEB,
-        "the paper says shorter than 30 characters, datatrove takes 30 as short too",
+        "mc4_long_lines",
+        "min",
+        None,
+        m.long_lines,
+        "mC4, arXiv 2010.11934, section 3.1",
+        "3 in mC4, which asked it in the place of terminal punctuation; FineWeb did not ask",
     ),
+    Rule(
+        "fineweb_line_ends",
+        "min",
+        0.12,
+        m.line_end_fraction,
+        FINEWEB,
+        "the paper drops at the threshold too, datatrove below it only",
+    ),
+    Rule("fineweb_short_lines", "max", 0.67, m.short_line_fraction, FINEWEB, "see fineweb_short_line_chars"),
     Rule(
         "fineweb_dup_line_chars",
         "max",
         0.01,
-        fineweb_dup_line_char_fraction,
+        m.fineweb_dup_line_char_fraction,
         FINEWEB,
-        "0.1 in the paper's text, 0.01 in datatrove",
+        "0.1 in the paper, 0.01 in datatrove; FineWeb-2 went back to 0.1",
+        papers=0.1,
     ),
-    Rule("fineweb_line_breaks", "max", 0.3, line_break_ratio, FINEWEB, "datatrove only; not in the paper"),
+    Rule(
+        "fineweb_line_breaks",
+        "max",
+        0.3,
+        m.line_break_ratio,
+        DATATROVE,
+        "in the code only, not in the paper",
+        papers=None,
+    ),
 )
 RULES = BEFORE_C4 + AFTER_C4
-# Thresholds of C4's pass over the lines; they drop lines, never pages.
-LINE_LIMITS = {
-    "c4_line_min_words": 3,  # paper's first version and datatrove; 5 in its last version and in C4's published code
-    "c4_line_max_word_length": 1000,  # C4's published code, not in the paper
-}
-DEFAULT_THRESHOLDS: dict[str, float] = {rule.name: rule.limit for rule in RULES} | LINE_LIMITS
+BY_NAME = {rule.name: rule for rule in RULES}
+SETTINGS = (
+    Setting(
+        "gopher_signs_are_words",
+        1,
+        "signs count as words in gopher_hashes, gopher_ellipses and gopher_letters",
+        DATATROVE,
+        "the papers speak of words; counting signs makes gopher_letters stricter, the other two laxer",
+        papers=0,
+    ),
+    Setting(
+        "gopher_first_of_repeated",
+        0,
+        "the first occurrence of a repeated n-gram counts too in gopher_dup_N_grams",
+        DATATROVE,
+        "the paper counts the characters contained within all duplicate n-grams; datatrove later ones only",
+        papers=1,
+    ),
+    Setting(
+        "fineweb_short_line_chars",
+        30,
+        "longest short line, characters",
+        FINEWEB,
+        "the paper says shorter than 30 characters, datatrove takes 30 as short too",
+        papers=29,
+    ),
+    Setting(
+        "c4_line_max_word_length",
+        1000,
+        "lines with a longer word go, characters",
+        C4_CODE,
+        "in the code only, not in the paper",
+        papers=None,
+    ),
+    Setting("c4_line_citations", 1, "marks like [1], [edit], [citation needed] are cut out", C4),
+    Setting(
+        "c4_line_terminal_punctuation",
+        None,
+        'lines that do not end with . ? ! or ", or end with ..., go',
+        C4,
+        "C4 asked for it; FineWeb found that it costs too much text and left it out",
+        papers=1,
+    ),
+    Setting(
+        "c4_line_min_words",
+        3,
+        "lines of fewer words go",
+        C4,
+        "3 in the paper's first version and datatrove; 5 in its last version and C4's published code",
+        papers=5,
+    ),
+    Setting("c4_line_javascript", 1, "lines with the word javascript go", C4),
+    Setting("c4_line_policy", 1, "lines that speak of cookies, privacy policy or terms of use go", C4),
+)
+LINE_SETTINGS = tuple(setting.name for setting in SETTINGS if setting.name.startswith("c4_line_"))
+DEFAULT_THRESHOLDS: dict[str, float | None] = {row.name: row.limit for row in (*RULES, *SETTINGS)}
 
 
-def judge(words: Words, language: str, thresholds: Mapping[str, float | None]) -> Verdict | Words:
-    """The first rule that a text fails, or the text as C4's pass over its lines left it.
+@dataclass(frozen=True)
+class Limits:
+    """What the texts of one language are held to: thresholds by name, and word lists."""
 
-    `thresholds` replace DEFAULT_THRESHOLDS by name; None switches a rule off.
-    """
-    limits = {**DEFAULT_THRESHOLDS, **thresholds}
-    failed = _first_failure(BEFORE_C4, Page(words, language), limits)
+    thresholds: Mapping[str, float | None]
+    before_c4: tuple[tuple[Rule, float], ...]
+    after_c4: tuple[tuple[Rule, float], ...]
+    stop_words: frozenset[str] | None = None
+    bad_words: re.Pattern | None = None
+
+    @property
+    def reads_lines(self) -> bool:
+        """Whether C4's pass over the lines has anything to edit or to count."""
+        counted = (self.thresholds["c4_lorem_ipsum"], self.thresholds["c4_curly_bracket"])
+        return any(self.thresholds[name] for name in LINE_SETTINGS) or counted != (None, None)
+
+
+@lru_cache(maxsize=512)
+def limits_for(
+    language: str,
+    flavour: str = "fineweb",
+    thresholds: tuple[tuple[str, float | None], ...] = (),
+    bad_words: tuple[str, ...] = (),
+) -> Limits:
+    """The limits of a language (ISO 639-1): the table's, then the flavour's, the language's and `thresholds`."""
+    rows = (*RULES, *SETTINGS)
+    values = dict(DEFAULT_THRESHOLDS)
+    if flavour == "papers":
+        values |= {row.name: row.papers for row in rows if not isinstance(row.papers, str)}
+    elif language != "en":
+        row = THRESHOLDS.get(language)
+        values |= EVERYWHERE | dict(zip(COLUMNS, row, strict=True)) if row else OTHER_LANGUAGES
+    values |= dict(thresholds)
+    bad = "|".join(map(re.escape, sorted(bad_words)))
+    return Limits(
+        values,
+        tuple((rule, float(values[rule.name])) for rule in BEFORE_C4 if values[rule.name] is not None),
+        tuple((rule, float(values[rule.name])) for rule in AFTER_C4 if values[rule.name] is not None),
+        frozenset(STOP_WORDS[language].split()) if language in STOP_WORDS else None,
+        re.compile(rf"(?<!\w)(?:{bad})(?!\w)" if language not in ("zh", "ja", "th") else bad)
+        if bad
+        else None,
+    )
+
+
+def judge(words: Words, limits: Limits) -> Verdict | Words:
+    """The first rule that a text fails, or the text as C4's pass over its lines left it."""
+    page = Page(words, limits.thresholds, limits.stop_words, limits.bad_words)
+    failed = _first_failure(limits.before_c4, page)
     if failed:
         return failed
-    page = clean_lines(words, language, limits)
-    return _first_failure(AFTER_C4, page, limits) or page.words
+    page = clean_lines(page) if limits.reads_lines else page
+    return _first_failure(limits.after_c4, page) or page.words
 
 
-def _first_failure(rules: tuple[Rule, ...], page: Page, limits: Mapping[str, float | None]) -> Verdict | None:
-    for rule in rules:
-        limit = limits[rule.name]
-        if limit is None:
+def _first_failure(rules: tuple[tuple[Rule, float], ...], page: Page) -> Verdict | None:
+    for rule, limit in rules:
+        if rule.at_best and not rule.fails(rule.at_best(page), limit):
             continue
         value = rule.measure(page)
         if value is not None and rule.fails(value, limit):
-            return Verdict(rule.name, round(float(value), 6), float(limit))
+            return Verdict(rule.name, round(float(value), 6), limit)
     return None
-
-
-def clean_lines(words: Words, language: str, limits: Mapping[str, float | None]) -> Page:
-    """C4's pass: drop lines that are not prose, and count what its page rules ask for.
-
-    As in FineWeb, lines need no terminal punctuation (C4 asked for it). A title line may be short: C4 had no
-    titles to lose.
-    """
-    min_words = limits["c4_line_min_words"] or 0
-    longest = limits["c4_line_max_word_length"] or float("inf")
-    page = Page(words, language)
-    lines, tokens = [], []
-    for number, line in enumerate(words.lines):
-        title = words.title and number == 0
-        lower = line.lower()
-        found = words.tokens_by_line[number]
-        if len(line) > longest and any(len(word) > longest for word in line.split()):
-            continue
-        if not title and len(found if HAS_CJK.search(line) else line.split()) < min_words:
-            continue
-        page.lorem_ipsum += "lorem ipsum" in lower
-        if "javascript" in lower and not title:
-            continue
-        page.curly += "{" in line
-        if any(phrase in lower for phrase in POLICY):
-            continue
-        if "[" in line and CITATION.search(line):
-            line = CITATION.sub("", line).strip()
-            found = Words.of(line).tokens
-        page.sentences += 1 + len(SENTENCE.findall(line))
-        lines.append(line)
-        tokens.append(found)
-    page.words = Words(lines, words.title and bool(lines), tokens)
-    return page

@@ -236,7 +236,7 @@ def _judge_text(record: Record, page: MainText, config: CleanConfig) -> tuple[En
         return Ended(
             ledger.DROPPED, "language", "uncertain_language", score, config.language_score, language
         ), None
-    verdict = judge(Words.of(page.text, page.title is not None), language, config.thresholds)
+    verdict = judge(Words.of(page.text, page.title is not None), config.limits(language))
     if isinstance(verdict, Verdict):
         return Ended(
             ledger.DROPPED, "quality", verdict.rule, verdict.value, verdict.threshold, language

@@ -6,7 +6,8 @@ from collections import Counter
 import pytest
 
 from corpus.config import CleanConfig
-from corpus.quality import DEFAULT_THRESHOLDS, RULES, Page, Verdict, judge
+from corpus.measures import Page
+from corpus.quality import DEFAULT_THRESHOLDS, RULES, Verdict, judge, limits_for
 from corpus.words import Words
 
 SENTENCES = [
@@ -22,12 +23,12 @@ MEASURE = {rule.name: rule.measure for rule in RULES}
 
 
 def verdict(text, language="en", **thresholds):
-    found = judge(Words.of(text), language, thresholds)
+    found = judge(Words.of(text), limits_for(language, thresholds=tuple(thresholds.items())))
     return found.rule if isinstance(found, Verdict) else None
 
 
 def test_good_prose_passes_unchanged():
-    kept = judge(Words.of(GOOD), "en", {})
+    kept = judge(Words.of(GOOD), limits_for("en"))
     assert isinstance(kept, Words) and kept.text == GOOD
 
 
@@ -73,19 +74,76 @@ def test_a_text_with_one_trouble_is_dropped_by_its_rule(rule, text):
     assert verdict(text, **{rule: None}) != rule
 
 
-def test_stop_words_are_asked_of_english_only():
+def test_stop_words_are_asked_of_languages_that_have_a_list():
     text = "\n".join(f"Zorg {a}lam {b}rin tovu {a}{b}esk pandor {b}{a}ilo." for a in "abcdef" for b in "ghij")
     assert verdict(text) == "gopher_stop_words"
+    assert verdict(text, language="de") == "gopher_stop_words"
     assert verdict(text, language="eo") is None
+
+
+def test_words_and_thresholds_follow_the_language():
+    german = limits_for("de")
+    assert {"der", "und", "von"} <= german.stop_words
+    assert german.thresholds["gopher_max_word_length"] == 15  # FineWeb-2, deu_Latn
+    assert limits_for("zh").thresholds["gopher_min_word_length"] is None  # a character is a word
+    assert limits_for("pl").thresholds["fineweb_dup_line_chars"] == 0.1  # FineWeb-2, all but English
+    for code in ("en", "de", "fr", "es", "pl", "ru", "el", "zh"):
+        assert len(limits_for(code).stop_words) >= 8, code
+    assert any(word.endswith("ς") for word in limits_for("el").stop_words)
+
+
+def test_a_threshold_is_set_for_all_languages_or_for_one():
+    config = CleanConfig(
+        thresholds={"gopher_min_words": 40}, language_thresholds={"de": {"gopher_min_words": 20}}
+    )
+    least = {code: config.limits(code).thresholds["gopher_min_words"] for code in ("en", "de", "fr")}
+    assert least == {"en": 40, "de": 20, "fr": 40}
+
+
+def test_where_paper_and_code_differ_either_can_be_had():
+    """C4, last version: 3 sentences, 5 words a line, terminal punctuation; FineWeb's text: 0.1, and 29 or fewer."""
+    papers = CleanConfig(rules="papers").limits("en").thresholds
+    expected = {"c4_min_sentences": 3, "c4_line_min_words": 5, "c4_line_terminal_punctuation": 1}
+    expected |= {"fineweb_dup_line_chars": 0.1, "fineweb_short_line_chars": 29, "fineweb_line_breaks": None}
+    assert expected.items() <= papers.items()
+    code = CleanConfig().limits("en").thresholds
+    assert all(code[name] != value for name, value in expected.items())
+    with pytest.raises(ValueError, match="it can be fineweb or papers"):
+        CleanConfig(rules="c4")
+
+
+def test_c4_asks_lines_for_terminal_punctuation_where_that_is_on():
+    text = spread("A line of four words", "It goes on and on...", 'He said that it was "so"')
+    assert judge(Words.of(text), limits_for("en")).lines == text.split("\n")
+    asked = judge(Words.of(text), limits_for("en", thresholds=(("c4_line_terminal_punctuation", 1),)))
+    assert asked.lines == [*SENTENCES, 'He said that it was "so"']
+
+
+def test_bad_words_are_the_users_own():
+    text = spread("The word zounds was thought to be a very bad one.")
+    assert isinstance(judge(Words.of(text), limits_for("en")), Words)
+    assert judge(Words.of(text), limits_for("en", bad_words=("zounds",))).rule == "c4_bad_words"
+    assert isinstance(judge(Words.of(text), limits_for("en", bad_words=("zound",))), Words)
+
+
+def test_gopher_counts_repeated_runs_with_or_without_their_first_occurrence():
+    once = "a certain phrase of seven plain words"
+    text = f"{once} here {once} there"
+    page, both = (
+        Page(Words.of(text), DEFAULT_THRESHOLDS | {"gopher_first_of_repeated": first}) for first in (0, 1)
+    )
+    letters = len(once.replace(" ", ""))
+    assert MEASURE["gopher_dup_7_grams"](page) == letters / len(text)
+    assert MEASURE["gopher_dup_7_grams"](both) == 2 * letters / len(text)
 
 
 def test_lines_that_are_not_prose_go_and_the_title_stays():
     text = spread(
         "Click here", "Please enable JavaScript to read.", "Read our privacy policy for more.", "It is so.[1]"
     )
-    kept = judge(Words.of("Mill\n" + text, title=True), "en", {})
+    kept = judge(Words.of("Mill\n" + text, title=True), limits_for("en"))
     assert kept.lines == ["Mill", *SENTENCES, "It is so."]
-    assert judge(Words.of("Mill\n" + text), "en", {}).lines[0] == SENTENCES[0]
+    assert judge(Words.of("Mill\n" + text), limits_for("en")).lines[0] == SENTENCES[0]
 
 
 def brute_top(words, n):
@@ -112,7 +170,7 @@ def brute_dup(words, n):
 def test_repetition_counts_equal_a_plain_count(seed):
     random.seed(seed)
     text = " ".join(random.choice(["ab", "c", "def", "gh,", "i"]) for _ in range(400))
-    page = Page(Words.of(text), "en")
+    page = Page(Words.of(text), DEFAULT_THRESHOLDS)
     for n in (2, 3, 4):
         assert MEASURE[f"gopher_top_{n}_gram"](page) == pytest.approx(
             brute_top(page.words.tokens, n) / len(text)

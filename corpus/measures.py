@@ -1,0 +1,288 @@
+"""What the quality rules measure: each function takes one number off a page. The table of rules is in quality.py.
+
+Most pages pass most rules, so the dear measures have a cheap one beside them that is never smaller: a page whose
+`*_at_most` passes the rule needs no exact count. (A test holds both against a plain count.)
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from functools import cached_property
+
+import numpy as np
+
+from corpus.words import Words
+
+ELLIPSES = ("...", "…")
+BULLETS = ("•", "-")
+# Unicode sentence ends of the scripts a web crawl meets; datatrove lists 150, historic scripts included.
+SENTENCE_END = tuple(".!?…。．！？｡﹒﹖﹗؟۔।॥။።፧։܀᙮‼⁇⁈⁉‽⸮។៕")
+# A sentence's end within a line.
+SENTENCE = re.compile(
+    r"(?<!\b[A-Z])[.!?…]+[\"'”’»)\]]*[^\S\n]+(?=\S)|[。！？]+[”’」』）]*(?=\S)",
+)
+LONG_LINE = 200  # characters; mC4, arXiv 2010.11934, section 3.1
+
+
+class Page:
+    """A text, and what rules need to know beside it.
+
+    `settings`: thresholds by name. `lorem_ipsum` and `curly` are filled by C4's pass over the lines.
+    """
+
+    def __init__(
+        self,
+        words: Words,
+        settings: Mapping[str, float | None],
+        stop_words: frozenset[str] | None = None,
+        bad_words: re.Pattern | None = None,
+    ):
+        self.words = words
+        self.settings = settings
+        self.known_stop_words = stop_words
+        self.known_bad_words = bad_words
+        self.lorem_ipsum = 0
+        self.curly = 0
+
+    @cached_property
+    def n_tokens(self) -> int:
+        """Tokens, at least 1: Gopher's ratios are by word, and datatrove counts signs as words."""
+        count = len(self.words.ids) if self.settings["gopher_signs_are_words"] else self.words.n_words
+        return max(1, count)
+
+    @cached_property
+    def prose(self) -> list[str]:
+        """The lines that are not empty."""
+        return [line for line in self.words.lines if line and not line.isspace()]
+
+    @cached_property
+    def paragraphs(self) -> list[str]:
+        """The blocks that empty lines part."""
+        text = self.words.text
+        return re.split(r"\n{2,}", text.strip()) if "\n\n" in text else [text]
+
+    @cached_property
+    def repeated_5_grams_cover(self) -> float:
+        """Share of the text's characters in runs of five tokens that come twice: longer runs cannot exceed it."""
+        hashes = self.words.ngram_hashes(5)
+        in_order = np.sort(hashes)
+        if not (in_order[1:] == in_order[:-1]).any():
+            return 0.0
+        return _cover(self.words, hashes, 5, first_too=bool(self.settings["gopher_first_of_repeated"]))
+
+    @cached_property
+    def commonest_2_gram(self) -> int:
+        """How often the commonest run of two tokens occurs; longer runs cannot occur more often."""
+        hashes = np.sort(self.words.ngram_hashes(2))
+        starts = np.concatenate(([True], hashes[1:] != hashes[:-1], [True])).nonzero()[0]
+        return int(np.diff(starts).max()) if len(hashes) else 0
+
+
+def _cover(words: Words, hashes: np.ndarray, n: int, first_too: bool) -> float:
+    """Share of the characters in runs of n tokens that occur more than once, each character counted once."""
+    order = np.argsort(hashes, kind="stable")
+    same = hashes[order][1:] == hashes[order][:-1]
+    found = order[1:][same]
+    if first_too:
+        found = np.concatenate((found, order[:-1][same]))
+    covered = np.zeros(len(words.ids), dtype=bool)
+    for shift in range(n):
+        covered[found + shift] = True
+    return int(words.lengths[covered].sum()) / len(words.text)
+
+
+def _repeated(items: list[str]) -> tuple[int, int]:
+    """(number, characters) of the items that stood earlier in the list."""
+    if len(set(items)) == len(items):
+        return 0, 0
+    seen: set[str] = set()
+    number = characters = 0
+    for item in items:
+        if item in seen:
+            number += 1
+            characters += len(item)
+        else:
+            seen.add(item)
+    return number, characters
+
+
+def _lines(page: Page) -> list[str]:
+    return [line for line in page.words.lines if line]
+
+
+def dup_line_fraction(page: Page) -> float:
+    """Lines that stood earlier, of all lines."""
+    lines = _lines(page)
+    return _repeated(lines)[0] / max(1, len(lines))
+
+
+def dup_line_char_fraction(page: Page) -> float:
+    """Characters in lines that stood earlier, of all characters."""
+    return _repeated(_lines(page))[1] / max(1, len(page.words.text))
+
+
+def dup_paragraph_fraction(page: Page) -> float:
+    """Paragraphs (parted by empty lines) that stood earlier, of all paragraphs."""
+    return _repeated(page.paragraphs)[0] / len(page.paragraphs)
+
+
+def dup_paragraph_char_fraction(page: Page) -> float:
+    """Characters in paragraphs that stood earlier, of all characters."""
+    return _repeated(page.paragraphs)[1] / max(1, len(page.words.text))
+
+
+def top_ngram_fraction(n: int) -> Callable[[Page], float]:
+    """Characters in all occurrences of the commonest run of n tokens, of all characters."""
+
+    def measure(page: Page) -> float:
+        words = page.words
+        hashes = words.ngram_hashes(n)
+        if not len(hashes):
+            return 0.0
+        _, first, counts = np.unique(hashes, return_index=True, return_counts=True)
+        most = counts.max()
+        start = int(first[counts == most].min())
+        characters = int(words.lengths[start : start + n].sum()) + n - 1
+        return characters * int(most) / len(words.text)
+
+    return measure
+
+
+def top_ngram_at_most(n: int) -> Callable[[Page], float]:
+    """As if the widest run of n tokens were as common as the commonest pair."""
+
+    def measure(page: Page) -> float:
+        ends = page.words.ends
+        if len(ends) <= n:
+            return 0.0
+        widest = int((ends[n:] - ends[:-n]).max()) + n - 1
+        return widest * page.commonest_2_gram / len(page.words.text)
+
+    return measure
+
+
+def dup_ngram_fraction(n: int) -> Callable[[Page], float]:
+    """Characters in runs of n tokens that stood earlier, each character counted once, of all characters."""
+
+    def measure(page: Page) -> float:
+        words = page.words
+        if page.repeated_5_grams_cover == 0:
+            return 0.0
+        if page.settings["gopher_first_of_repeated"]:
+            return _cover(words, words.ngram_hashes(n), n, first_too=True)
+        hashes, ends = words.ngram_hashes(n).tolist(), words.ends
+        widths = (ends[n:] - ends[:-n]).tolist()
+        seen: set[int] = set()
+        at = characters = 0
+        while at < len(hashes):
+            if hashes[at] in seen:
+                characters += widths[at]
+                at += n
+            else:
+                seen.add(hashes[at])
+                at += 1
+        return characters / len(words.text)
+
+    return measure
+
+
+def dup_ngram_at_most(page: Page) -> float:
+    """Characters in runs of five tokens that come twice: every longer repeated run is made of those."""
+    return page.repeated_5_grams_cover
+
+
+def n_words(page: Page) -> float:
+    """Words, signs not counted."""
+    return page.words.n_words
+
+
+def mean_word_length(page: Page) -> float | None:
+    """Characters a word."""
+    words = page.words
+    return float(words.lengths[words.is_word].sum()) / words.n_words if words.n_words else None
+
+
+def hash_ratio(page: Page) -> float:
+    """Hash signs a token."""
+    return page.words.text.count("#") / page.n_tokens
+
+
+def ellipsis_ratio(page: Page) -> float:
+    """Ellipses a token."""
+    return sum(map(page.words.text.count, ELLIPSES)) / page.n_tokens
+
+
+def bullet_line_fraction(page: Page) -> float:
+    """Lines that start with a bullet, of all lines."""
+    lines = page.words.lines
+    return sum([line.lstrip().startswith(BULLETS) for line in lines]) / max(1, len(lines))
+
+
+def ellipsis_line_fraction(page: Page) -> float:
+    """Lines that end with an ellipsis, of all lines."""
+    lines, text = page.words.lines, page.words.text
+    if not any(sign in text for sign in ELLIPSES):
+        return 0.0
+    return sum([line.rstrip().endswith(ELLIPSES) for line in lines]) / max(1, len(lines))
+
+
+def letter_fraction(page: Page) -> float:
+    """Tokens with a letter, of all tokens."""
+    return float(np.count_nonzero(page.words.has_letter)) / page.n_tokens
+
+
+def stop_words(page: Page) -> float | None:
+    """How many of the language's stop words occur; not for languages without a list."""
+    known = page.known_stop_words
+    return None if known is None else float(sum(page.words.has_token(word) for word in known))
+
+
+def lorem_ipsum(page: Page) -> float:
+    """Lines with 'lorem ipsum'."""
+    return page.lorem_ipsum
+
+
+def curly(page: Page) -> float:
+    """Lines with a curly bracket."""
+    return page.curly
+
+
+def bad_words(page: Page) -> float | None:
+    """Occurrences of the words of the setting `bad_words`; not where that list is empty."""
+    known = page.known_bad_words
+    return None if known is None else float(len(known.findall(page.words.text.lower())))
+
+
+def sentences(page: Page) -> float:
+    """Sentences: the lines, and the sentence ends within them."""
+    return len(page.prose) + len(SENTENCE.findall(page.words.text))
+
+
+def sentences_at_least(page: Page) -> float:
+    """Every line is at least one sentence."""
+    return len(page.prose)
+
+
+def long_lines(page: Page) -> float:
+    """Lines of at least 200 characters."""
+    return sum([len(line) >= LONG_LINE for line in page.words.lines])
+
+
+def line_end_fraction(page: Page) -> float:
+    """Lines that end with a sentence's end, of the lines that are not empty."""
+    return sum([line.endswith(SENTENCE_END) for line in page.prose]) / max(1, len(page.prose))
+
+
+def short_line_fraction(page: Page) -> float:
+    """Short lines (at most fineweb_short_line_chars characters), of the lines that are not empty."""
+    short = page.settings["fineweb_short_line_chars"] or 0
+    return sum([len(line) <= short for line in page.prose]) / len(page.prose) if page.prose else 1.0
+
+
+def fineweb_dup_line_char_fraction(page: Page) -> float:
+    """Characters in lines that stood earlier, of all characters but line ends."""
+    return _repeated(page.prose)[1] / max(1, sum(map(len, page.prose)))
+
+
+def line_break_ratio(page: Page) -> float:
+    """Line ends a token."""
+    return page.words.text.count("\n") / max(1, len(page.words.ids))
