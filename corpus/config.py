@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
+from corpus.extract import PROFILES
 from corpus.quality import DEFAULT_THRESHOLDS, FLAVOURS, Limits, limits_for
 
 BLOCKED_WORDS = (
@@ -59,6 +60,7 @@ class CleanConfig:
     """How a crawl is cleaned. Every field has a default; `from_dict` refuses names that it does not know.
 
     languages: language codes to keep, e.g. ("en",) (ISO 639-1); empty keeps every language.
+    profile: "fast" (our own reading, the quickest) or "faithful" (trafilatura, as FineWeb calls it).
     language_score: least certainty of the language, 0..1 (FineWeb: 0.65).
     blocked_domains: domains whose pages, and whose subdomains' pages, are dropped.
     blocked_words: words that drop a page when one stands in its URL as a whole word (default: adult sites).
@@ -85,6 +87,7 @@ class CleanConfig:
     """
 
     languages: tuple[str, ...] = ("en",)
+    profile: str = "fast"
     language_score: float = 0.65
     blocked_domains: tuple[str, ...] = ()
     blocked_words: tuple[str, ...] = BLOCKED_WORDS
@@ -116,6 +119,10 @@ class CleanConfig:
                 raise ValueError(f"cleaned_corpus.{name} is a list, e.g. [{value}], not the text '{value}'.")
             object.__setattr__(self, name, tuple(value))
         self._check_rules()
+        if self.profile not in PROFILES:
+            raise ValueError(
+                f"cleaned_corpus.profile is '{self.profile}'; the profiles are: {', '.join(PROFILES)}."
+            )
         if not 0 < self.jaccard <= 1:
             raise ValueError(f"cleaned_corpus.jaccard is {self.jaccard}; it must be above 0 and at most 1.")
         for name in ("shingle_words", "minhash_bands", "minhash_rows", "page_cpu_seconds"):

@@ -192,7 +192,7 @@ def judge_record(
     if rejected:
         return Ended(ledger.DROPPED, "url", rejected[0], detail=rejected[1]), None
     try:
-        page = _main_text(record)
+        page = _main_text(record, config)
     except Exception as error:  # the parser's own; the record is kept in the ledger as failed
         return Ended(
             ledger.FAILED, "extraction", "parser_error", detail=f"{type(error).__name__}: {error}"[:200]
@@ -222,9 +222,9 @@ def not_a_page(record: Record, config: CleanConfig) -> Ended | None:
     return None
 
 
-def _main_text(record: Record) -> MainText:
+def _main_text(record: Record, config: CleanConfig) -> MainText:
     if record.kind == "html":
-        return extract_page(record.payload, record.http_charset)
+        return extract_page(record.payload, record.http_charset, config.profile)
     return plain_text(record.payload, record.http_charset)
 
 

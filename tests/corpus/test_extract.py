@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from corpus.extract import decode, extract_page, extract_text, main_text, parse_blocks, plain_text
+from corpus.config import CleanConfig
+from corpus.extract import extract_page, extract_text, first_look, main_text, parse_blocks, plain_text
 from corpus.truth import word_f1
 
 PARAGRAPH = "The old mill stands at the bend of the river, where the road from the village meets the bridge. "
@@ -27,30 +28,6 @@ def test_a_page_without_prose_has_no_text():
     menu = "".join(f'<li><a href="/{i}">Item {i}</a></li>' for i in range(50))
     assert extract_text(f"<body><ul>{menu}</ul></body>".encode()) == ""
     assert extract_text(b"") == ""
-
-
-@pytest.mark.parametrize(
-    ("data", "charset"),
-    [
-        ("<meta charset=iso-8859-1><p>Zürich – café".encode("cp1252"), None),
-        ("\ufeff<p>Zürich – café".encode("utf-16-le"), "utf-8"),
-        ("<p>Zürich – café".encode(), None),
-        ("<p>Zürich – café".encode("cp1252"), "latin1"),
-        ("<meta charset=utf-8><p>Zürich – café".encode("cp1252"), "windows-1252"),
-        ("<p>Zürich – café".encode(), "no-such-charset"),
-    ],
-)
-def test_bytes_are_decoded_as_a_browser_would(data, charset):
-    assert "Zürich – café" in decode(data, charset)
-
-
-def test_a_wrong_declaration_does_not_spoil_the_page():
-    page = "<meta charset=utf-8><p>" + "Привет, как дела, друзья мои? " * 30
-    assert "Привет" in decode(page.encode("cp1251"), "utf-8")
-
-
-def test_one_bad_byte_costs_one_sign():
-    assert decode(b"<p>" + "é".encode() * 500 + b"\xff", "utf-8").count("\ufffd") == 1
 
 
 def test_any_bytes_give_a_text():
@@ -90,3 +67,36 @@ def test_real_pages_in_five_languages(shared_data):
     means = {language: sum(values) / len(values) for language, values in scores.items()}
     assert set(means) == {"en", "zh", "pl", "el", "ru"}
     assert sum(means.values()) / 5 > 0.88 and min(means.values()) > 0.8, means
+
+
+def test_the_faithful_profile_is_trafilatura_as_fineweb_calls_it_and_knows_no_order():
+    from trafilatura import extract
+
+    pages = [
+        PAGE.encode(),
+        *(f"<p>{PARAGRAPH * 3}</p><p>Page {n}: {PARAGRAPH * 2}</p>".encode() for n in range(6)),
+    ]
+    texts = [extract_text(page, profile="faithful") for page in pages]
+    assert texts == [extract_text(page, profile="faithful") for page in pages[::-1]][::-1]
+    assert texts[0] == extract(PAGE, favor_precision=True, include_comments=False)
+    assert PARAGRAPH.strip() in texts[0] and "Home" not in texts[0]
+    assert extract_text(b"", profile="faithful") == extract_text(b"\x00<", profile="faithful") == ""
+
+
+def test_an_unknown_profile_is_refused_with_the_ones_there_are():
+    with pytest.raises(ValueError, match="fast, faithful"):
+        extract_text(b"<p>x", profile="best")
+    with pytest.raises(ValueError, match="fast, faithful"):
+        CleanConfig(profile="best")
+
+
+def test_a_first_look_finds_prose_and_neither_menus_nor_scripts():
+    script = (
+        "<script>"
+        + "if (a > b) { window.x = 'a long enough string to be taken for prose'; }" * 5
+        + "</script>"
+    )
+    page = PAGE.replace("</nav>", f"</nav>{script}") + "<p>" + "今天天气很好，我们去公园散步吧。" * 3 + "</p>"
+    seen = first_look(page.encode())
+    assert PARAGRAPH.strip() in seen and "今天" in seen and "window" not in seen and "Home" not in seen
+    assert first_look(b"") == first_look(b"\xff\xfe") == ""

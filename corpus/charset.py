@@ -1,0 +1,106 @@
+"""Bytes to text as a browser would: byte order mark, HTTP header, <meta>, then a guess by content.
+
+Labels mean what the WHATWG Encoding Standard says ("latin1" is windows-1252, "gb2312" is GB18030, "ks_c_5601-1987" is
+windows-949), by webencodings; the order of the sources and the meta prescan are the HTML Standard's ("determining the
+character encoding"). In one thing we go beyond a browser: a declaration that the bytes refute is not believed.
+"""
+
+import codecs
+import re
+
+BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+PRESCAN = 1024  # bytes, HTML Standard 13.2.3.2
+LATE = 16 << 10  # bytes; a parser that meets a <meta> later begins anew with it (13.2.3.4)
+_VALUE = rb"\s*=\s*[\"']?\s*([^\"'\s;/>]+)"
+COMMENT = re.compile(rb"<!--.*?-->", re.S)
+META = re.compile(rb"<meta[\s/](?:[^>\"']|\"[^\"]*\"|'[^']*')*>", re.I)
+META_CHARSET = re.compile(rb"^(?:[^\"']|\"[^\"]*\"|'[^']*')*?[\s/]charset" + _VALUE, re.I)
+CONTENT_CHARSET = re.compile(rb"\bcontent\s*=.*?charset" + _VALUE, re.I | re.S)
+HTTP_EQUIV = re.compile(rb"\bhttp-equiv\s*=\s*[\"']?\s*content-type\b", re.I)
+XML = re.compile(rb"^\s*<\?xml\s[^>]*?encoding" + _VALUE, re.I)
+# Codecs of Python that read more than the one of the name, as the standard's decoders do.
+WIDER = {"gbk": "gb18030", "iso-8859-8-i": "iso-8859-8"}
+
+
+def decode(data: bytes, charset: str | None = None) -> str:
+    """The text of a page; `charset` is the HTTP header's, if there was one. Never fails.
+
+    Bytes that cannot be read are U+FFFD. Where those are most of what is not ASCII, the declaration was wrong and
+    the next source is asked.
+    """
+    for mark, name in BOMS:
+        if data.startswith(mark):
+            return data[len(mark) :].decode(name, "replace")
+    for codec in _declared(data, charset):
+        text = _read(data, codec)
+        if text is not None:
+            return text
+    return _guess(data)
+
+
+def codec_of(label: str | None) -> str | None:
+    """Python's codec for an encoding label of the web, or None where the standard knows no such label.
+
+    None too for the standard's "replacement" encodings (hz-gb-2312, iso-2022-kr …), which browsers refuse.
+    """
+    import webencodings
+
+    found = webencodings.lookup(label) if label else None
+    if found is None or found.name in ("replacement", "x-user-defined"):
+        return found and ("windows-1252" if found.name == "x-user-defined" else None)
+    return WIDER.get(found.name, found.codec_info.name)
+
+
+def _declared(data: bytes, charset: str | None):
+    """Codecs in the order in which a browser believes them."""
+    named = codec_of(charset)
+    if named:
+        yield named
+    label = meta_label(data)
+    named = codec_of(label) if label else None
+    if named:  # a page whose <meta> could be read as ASCII is not in UTF-16, whatever it says
+        yield "utf-8" if named.startswith("utf-16") else named
+
+
+def meta_label(data: bytes) -> str | None:
+    """The encoding that an HTML page names itself, in a <meta> or an XML declaration."""
+    for size in (PRESCAN, LATE):
+        head = data[:size]
+        if b"<!--" in head:
+            head = COMMENT.sub(b"", head)
+        for meta in META.findall(head):
+            found = META_CHARSET.search(meta)
+            if not found and HTTP_EQUIV.search(meta):
+                found = CONTENT_CHARSET.search(meta)
+            if found:
+                return found.group(1).decode("ascii", "replace")
+    found = XML.search(data[:PRESCAN])
+    return found.group(1).decode("ascii", "replace") if found else None
+
+
+def _read(data: bytes, codec: str) -> str | None:
+    """The text, or None where the bytes refute the declaration."""
+    try:
+        return data.decode(codec)
+    except UnicodeDecodeError:
+        pass  # a few broken bytes, or another encoding: told apart below
+    if codec != "utf-8":
+        try:
+            return data.decode("utf-8")  # what is not ASCII and still whole as UTF-8 is no accident
+        except UnicodeDecodeError:
+            pass
+    text = data.decode(codec, "replace")
+    foreign = len(text) - len(text.encode("ascii", "ignore"))
+    return text if 2 * text.count("\ufffd") <= foreign else None
+
+
+def _guess(data: bytes) -> str:
+    """UTF-8 where the bytes are; else what uchardet finds; else windows-1252, as a browser in the West would."""
+    from resiliparse.parse.encoding import detect_encoding
+
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        codec = codec_of(detect_encoding(data)) or "windows-1252"
+    text = _read(data, codec)
+    return data.decode("windows-1252", "replace") if text is None else text
