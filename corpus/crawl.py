@@ -28,6 +28,7 @@ from corpus.sources.source import (
     read_rows,
     write_rows,
 )
+from corpus.sources.text import ReadyText
 from corpus.sources.warc_files import WarcFiles, find_files
 from corpus.warc import BrokenRecord, open_archive, read_records
 
@@ -38,6 +39,7 @@ SOURCES: dict[str, type] = {
     "sample": Sample,
     "warc": WarcFiles,
     "commoncrawl": CommonCrawl,
+    "text": ReadyText,
 }
 
 
