@@ -58,7 +58,8 @@ def materialize(
         list[str] | None,
         typer.Option(
             help="Add or change a crawl: NAME=GLOB of WARC, ARC or WET files (local or fsspec URL), or "
-            "NAME=commoncrawl:CC-MAIN-2026-45:FILES, or NAME=text:DATASET (a name on the hub or a glob of files)."
+            "NAME=commoncrawl:CC-MAIN-2026-45:FILES, NAME=urls:FILE of URLs, or "
+            "NAME=text:DATASET (a name on the hub or a glob of files)."
         ),
     ] = None,
     preset: Annotated[

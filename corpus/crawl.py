@@ -29,6 +29,7 @@ from corpus.sources.source import (
     write_rows,
 )
 from corpus.sources.text import ReadyText
+from corpus.sources.urls import UrlList
 from corpus.sources.warc_files import WarcFiles, find_files
 from corpus.warc import BrokenRecord, open_archive, read_records
 
@@ -39,6 +40,7 @@ SOURCES: dict[str, type] = {
     "sample": Sample,
     "warc": WarcFiles,
     "commoncrawl": CommonCrawl,
+    "urls": UrlList,
     "text": ReadyText,
 }
 

@@ -9,6 +9,7 @@ import zlib
 from base64 import b32encode
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"  # RFC 1952: no name, time 0, unknown system
 MAX_STORED = 65_535  # bytes of one stored block
@@ -24,6 +25,32 @@ def stored_gzip(data: bytes) -> bytes:
         parts += [bytes([last]), size.to_bytes(2, "little"), (size ^ 0xFFFF).to_bytes(2, "little"), block]
     parts += [zlib.crc32(data).to_bytes(4, "little"), (len(data) & 0xFFFFFFFF).to_bytes(4, "little")]
     return b"".join(parts)
+
+
+def warc_record(
+    warc_type: str,
+    record_id: str,
+    date: str,
+    block: bytes,
+    *,
+    url: str = "",
+    content_type: str = "application/http; msgtype=response",
+    extra: dict[str, str] | None = None,
+) -> bytes:
+    """A record of WARC 1.1, not compressed. `record_id` is a URN without brackets, `date` is ISO 8601 in UTC."""
+    digest = b32encode(hashlib.sha1(block, usedforsecurity=False).digest()).decode()
+    fields = {
+        "WARC-Type": warc_type,
+        "WARC-Record-ID": f"<{record_id}>",
+        "WARC-Date": date,
+        **({"WARC-Target-URI": url} if url else {}),
+        "WARC-Block-Digest": f"sha1:{digest}",
+        **(extra or {}),
+        "Content-Type": content_type,
+        "Content-Length": str(len(block)),
+    }
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    return b"WARC/1.1\r\n" + head.encode() + b"\r\n" + block + b"\r\n\r\n"
 
 
 class WarcWriter:
@@ -47,34 +74,10 @@ class WarcWriter:
             self._partial.unlink(missing_ok=True)
 
     def write(
-        self,
-        warc_type: str,
-        record_id: str,
-        date: str,
-        block: bytes,
-        *,
-        url: str = "",
-        content_type: str = "application/http; msgtype=response",
-        extra: dict[str, str] | None = None,
-        cut: int = 0,
+        self, warc_type: str, record_id: str, date: str, block: bytes, *, cut: int = 0, **fields: Any
     ) -> tuple[int, int]:
-        """Append one record; its offset and length in bytes. `cut` bytes of it are left off at the end.
-
-        `record_id` is a URN without brackets, `date` is ISO 8601 in UTC (WARC 1.1).
-        """
-        digest = b32encode(hashlib.sha1(block, usedforsecurity=False).digest()).decode()
-        fields = {
-            "WARC-Type": warc_type,
-            "WARC-Record-ID": f"<{record_id}>",
-            "WARC-Date": date,
-            **({"WARC-Target-URI": url} if url else {}),
-            "WARC-Block-Digest": f"sha1:{digest}",
-            **(extra or {}),
-            "Content-Type": content_type,
-            "Content-Length": str(len(block)),
-        }
-        head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-        member = stored_gzip(b"WARC/1.1\r\n" + head.encode() + b"\r\n" + block + b"\r\n\r\n")
+        """Append one record (see warc_record); its offset and length in bytes. `cut` bytes at its end are left off."""
+        member = stored_gzip(warc_record(warc_type, record_id, date, block, **fields))
         member = member[: len(member) - cut]
         offset = self._file.tell()
         self._file.write(member)

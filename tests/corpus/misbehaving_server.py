@@ -67,8 +67,8 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(**start) -> Iterator[Server]:
-    """A Server on a free port of this machine."""
+def serving(host: str = "127.0.0.1", **start) -> Iterator[Server]:
+    """A Server on a free port of a loopback address."""
     server = Server(**start)
 
     class Handler(BaseHTTPRequestHandler):
@@ -81,11 +81,11 @@ def serving(**start) -> Iterator[Server]:
             with server.counted(), contextlib.suppress(ConnectionError):
                 answer(server, self)
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http = ThreadingHTTPServer((host, 0), Handler)
     http.daemon_threads = True
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
-    server.url = f"http://127.0.0.1:{http.server_port}"
+    server.url = f"http://{host}:{http.server_port}"
     try:
         yield server
     finally:
