@@ -129,9 +129,15 @@ def up(
 @app.command()
 def clean(
     files: Annotated[list[str], typer.Argument(metavar="WARC…", help="WARC, ARC or WET files, or globs.")],
-    out_dir: Annotated[Path, typer.Option("--out", help="Folder for documents/, ledger/ and stats.json.")],
+    out_dir: Annotated[
+        Path, typer.Option("--out", help="Folder for documents/, ledger/, signatures/ and stats.json.")
+    ],
     languages: Annotated[str, typer.Option(help="Languages to keep, by comma; empty keeps all.")] = "en",
     workers: Annotated[int | None, typer.Option(help="Processes (default: one a core).")] = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(help="A cleaned corpus whose pages shall not come again; oldest first, repeatable."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Clean crawl files into text, by themselves: no Dagster, no DVC, just files in and files out."""
@@ -145,7 +151,9 @@ def clean(
         pairs = [(name, path) for path, name in find_files(out_dir.name, files, Path.cwd())]
         config = CleanConfig(languages=tuple(word for word in languages.split(",") if word))
         work = out_dir.parent / f".{out_dir.name}.work"  # finished units, found again if this is interrupted
-        stats = clean_crawl(pairs, out_dir, work, config, crawl=out_dir.name, workers=workers)
+        stats = clean_crawl(
+            pairs, out_dir, work, config, crawl=out_dir.name, workers=workers, against=against or ()
+        )
         shutil.rmtree(work)
     if as_json:
         print((out_dir / "stats.json").read_text())

@@ -15,31 +15,29 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from corpus import dedup, ledger
+from corpus import ledger
+from corpus.across import drop_duplicates, part_name, read_elder, read_gone
 from corpus.config import CleanConfig
 from corpus.engines.pool import WorkerFailed, default_workers, run_tasks
 from corpus.pii import find_pii, replace_spans
-from corpus.unit import UnitTask, clean_unit, note_death, read_signatures
+from corpus.signatures import after_dedup, write_signatures
+from corpus.unit import UnitTask, clean_unit, note_death
 from corpus.warc import open_archive
-from corpus.words import Words
 
 __all__ = ["CleanConfig", "CleanStats", "CleaningFailed", "TooManyFailures", "clean_crawl"]
 
 CODE = [
     "charset",
     "config",
-    "dedup",
     "extract",
     "http",
     "language",
@@ -49,6 +47,7 @@ CODE = [
     "measures",
     "pii",
     "quality",
+    "signatures",
     "stream",
     "unit",
     "urls",
@@ -102,7 +101,7 @@ class _FinalTask:
     part: str
     out: Path
     config: CleanConfig
-    gone: dict[int, tuple[str, float, float, str]]  # row -> rule, value, threshold, duplicate_of
+    gone: Path  # corpus.across.GONE_SCHEMA: the candidates that are duplicates
     list_pii: bool
 
 
@@ -115,12 +114,14 @@ def clean_crawl(
     workers: int | None = None,
     truth: Path | None = None,
     hashes: dict[str, str] | None = None,
+    against: Sequence[Path] = (),
 ) -> CleanStats:
-    """Clean the files of a crawl into out/documents, out/ledger and out/stats.json.
+    """Clean the files of a crawl into out/documents, out/ledger, out/signatures and out/stats.json.
 
     `files`: (name, path or URL), names distinct. `work`: folder of finished units, may be shared by runs. `workers`:
     processes, default one a core, 0 for none. `truth`: truth.parquet of a built sample, to score against.
     `hashes`: SHA-256 of files by name where known (a manifest has them), which saves reading them twice.
+    `against`: cleaned corpora of older crawls, oldest first; what they hold is dropped here as duplicate.
     Raises CleaningFailed with a sentence; TooManyFailures only after `out` is written, so that it can be looked at.
     """
     started, out, work, config = time.monotonic(), Path(out), Path(work), config or CleanConfig()
@@ -134,11 +135,14 @@ def clean_crawl(
         )
     workers = default_workers() if workers is None else workers
     _check_writable(out, work)
+    elders = [read_elder(folder, config) for folder in against]
     try:
         tasks = [_unit_task(n, str(s), crawl, work, config, workers, hashes) for n, s in sorted(files)]
         units = _clean_units(tasks, workers)
-        gone = _duplicates(units, config)
+        gone = out.with_name(out.name + ".dedup")
+        drop_duplicates(units, config, gone, elders)
         stats = _publish(tasks, units, gone, out, config, crawl, workers, truth)
+        shutil.rmtree(gone)
     except (OSError, WorkerFailed) as error:
         raise CleaningFailed(f"Cleaning crawl '{crawl}' stopped: {_reason(error, out)}") from error
     _check_failure_rate(stats, config, out)
@@ -229,37 +233,10 @@ def _size(source: str) -> int:
     return os.path.getsize(source) if os.path.exists(source) else 0
 
 
-def _duplicates(units: list[Path], config: CleanConfig) -> list[dict[int, tuple[str, float, float, str]]]:
-    """For each unit: ledger row -> (rule, value, threshold, record_id of the page that stays)."""
-    parts = [read_signatures(unit) for unit in units]
-    pages = dedup.Signatures.concatenate(parts)
-    starts = np.concatenate(([0], np.cumsum([len(part.record_ids) for part in parts])))
-    rows = [pq.read_table(u / "documents.parquet", columns=["row"])["row"].to_numpy() for u in units]
-
-    def shingles_of(wanted: Sequence[int]) -> Iterator[np.ndarray]:
-        texts, loaded = pa.chunked_array([], pa.string()), -1
-        for page in wanted:
-            unit = int(np.searchsorted(starts, page, side="right")) - 1
-            if unit != loaded:
-                texts, loaded = (
-                    pq.read_table(units[unit] / "documents.parquet", columns=["text"])["text"],
-                    unit,
-                )
-            yield Words.of(texts[page - int(starts[unit])].as_py()).shingles(config.shingle_words)
-
-    gone: list[dict[int, tuple[str, float, float, str]]] = [{} for _ in units]
-    for duplicate in dedup.find_duplicates(pages, shingles_of, config):
-        unit = int(np.searchsorted(starts, duplicate.page, side="right")) - 1
-        row = int(rows[unit][duplicate.page - int(starts[unit])])
-        kept = pages.record_ids[duplicate.kept]
-        gone[unit][row] = (duplicate.rule, duplicate.value, duplicate.threshold, kept)
-    return gone
-
-
 def _publish(
     tasks: list[UnitTask],
     units: list[Path],
-    gone: list[dict[int, tuple[str, float, float, str]]],
+    gone: Path,
     out: Path,
     config: CleanConfig,
     crawl: str,
@@ -268,10 +245,10 @@ def _publish(
 ) -> dict[str, Any]:
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    for kind in ("documents", "ledger"):
+    for kind in ("documents", "ledger", "signatures"):
         (partial / kind).mkdir(parents=True)
     finals = [
-        _FinalTask(unit, f"{number:05d}.parquet", partial, config, gone[number], truth is not None)
+        _FinalTask(unit, part_name(number), partial, config, gone / part_name(number), truth is not None)
         for number, unit in enumerate(units)
     ]
     parts: list[dict[str, Any]] = [{}] * len(finals)
@@ -304,12 +281,12 @@ def write_part(task: _FinalTask, progress: Any = None) -> dict[str, Any]:
     rows = pq.read_table(task.unit / "ledger.parquet").to_pylist()
     documents, found, pii = [], {}, Counter()
     words, texts = Counter(), pq.read_table(task.unit / "documents.parquet").to_pylist()
-    for document in texts:
-        row, number = rows[document["row"]], document.pop("n_words")
-        reason = task.gone.get(document.pop("row"))
-        if reason:
+    gone = read_gone(task.gone)
+    for candidate, document in enumerate(texts):
+        row, number = rows[document.pop("row")], document.pop("n_words")
+        if candidate in gone:
             row.update(outcome=ledger.DROPPED, stage="dedup", detail=document["language"])
-            row.update(zip(("rule", "value", "threshold", "duplicate_of"), reason, strict=True))
+            row.update(gone[candidate].ledger_columns())
             continue
         wanted = {"email": task.config.remove_emails, "ip": task.config.remove_ips}
         spans = [span for span in find_pii(document["text"]) if wanted[span[2]]]
@@ -326,6 +303,9 @@ def write_part(task: _FinalTask, progress: Any = None) -> dict[str, Any]:
         documents.append(document)
     ledger.write_parquet(documents, ledger.DOCUMENT_SCHEMA, task.out / "documents" / task.part)
     ledger.write_parquet(rows, ledger.LEDGER_SCHEMA, task.out / "ledger" / task.part)
+    signed = pq.read_table(task.unit / "signatures.parquet")
+    signed = after_dedup(signed, {row: (reason.step, reason.duplicate_of) for row, reason in gone.items()})
+    write_signatures(signed, task.out / "signatures" / task.part)
     return {
         "rows": ledger.count_rows(rows),
         "hosts": Counter(document["host"] for document in documents),

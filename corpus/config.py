@@ -55,6 +55,9 @@ SUSPECT_WORDS = (
 )
 
 
+DECIDE_NOTHING = ("dedup_memory_mb",)  # settings that no byte of the corpus depends on
+
+
 @dataclass(frozen=True)
 class CleanConfig:
     """How a crawl is cleaned. Every field has a default; `from_dict` refuses names that it does not know.
@@ -80,6 +83,8 @@ class CleanConfig:
     minhash_bands: bands of the MinHash signature; two pages are compared when one whole band agrees.
     minhash_rows: hashes a band. 24 bands of 8 find 98.8 % of the pairs at Jaccard 0.8, half of those at 0.65.
     minhash_seed: seed of the MinHash permutations.
+    dedup_memory_mb: memory that deduplication may use, in MiB, beside what it must hold (docs/deduplication.md). The
+        result does not depend on it.
     remove_emails: replace e-mail addresses by <email>.
     remove_ips: replace public IP addresses by <ip>.
     max_failure_rate: largest share of failed (unreadable) records; more fails the whole corpus.
@@ -107,6 +112,7 @@ class CleanConfig:
     minhash_bands: int = 24
     minhash_rows: int = 8
     minhash_seed: int = 1
+    dedup_memory_mb: int = 1024
     remove_emails: bool = True
     remove_ips: bool = True
     max_failure_rate: float = 0.2
@@ -125,7 +131,7 @@ class CleanConfig:
             )
         if not 0 < self.jaccard <= 1:
             raise ValueError(f"cleaned_corpus.jaccard is {self.jaccard}; it must be above 0 and at most 1.")
-        for name in ("shingle_words", "minhash_bands", "minhash_rows", "page_cpu_seconds"):
+        for name in ("shingle_words", "minhash_bands", "minhash_rows", "page_cpu_seconds", "dedup_memory_mb"):
             if getattr(self, name) < 1:
                 raise ValueError(f"cleaned_corpus.{name} is {getattr(self, name)}; it must be at least 1.")
 
@@ -162,5 +168,6 @@ class CleanConfig:
     @cached_property
     def hash(self) -> str:
         """16 hex digits that name these settings: the ledger's `config_hash`."""
-        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        deciding = {name: value for name, value in asdict(self).items() if name not in DECIDE_NOTHING}
+        text = json.dumps(deciding, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]

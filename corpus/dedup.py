@@ -1,223 +1,409 @@
-"""One page of each: same address, same text, nearly the same text.
+"""One page of each: same address, same text, nearly the same text; of one crawl or of a crawl and its elders.
 
 MinHash-LSH (Broder 1997; bands as in Leskovec et al., "Mining of Massive Datasets", ch. 3) only proposes pairs.
 Every proposed pair is verified by the true Jaccard similarity of the two pages' shingles before it counts, since
-half of what LSH proposes is false. Of a cluster the longest text stays, then the smallest record id, so that the
-answer does not depend on the order in which pages came.
+half of what LSH proposes is false. Of a cluster the page of the oldest crawl stays, then the longest text, then the
+smallest record id, so that the answer depends neither on the order in which pages came nor on the memory allowed.
+Memory holds one byte a page, the partition or the chunk at work, and the pairs and the pages that go; the rest lies
+in files (docs/deduplication.md has the sums).
 """
 
-import hashlib
+import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import xxhash
 
 from corpus.config import CleanConfig
-from corpus.urls import canonical_url
-from corpus.words import Words
+from corpus.signatures import NEAR, TEXT, URL, Batch
+from corpus.similar import HasShingles, components, pack, similarities, unpack
+from corpus.spill import Partitions, take_ragged
 
-ALL_PAIRS = (
-    64  # members of a bucket up to which every pair is verified; beyond, each against the bucket's leaders
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Duplicate:
-    """A page that goes, and the page that stays in its place (indices into the crawl's candidates)."""
-
-    page: int
-    kept: int
-    rule: str  # duplicate_url, duplicate_text, near_duplicate
-    value: float  # Jaccard similarity to the page that proposed it; 1 for the exact rules
-    threshold: float
+ALL_PAIRS = 64  # members of a bucket up to which every pair is verified; beyond, each against leaders only
+LEADERS = (1, 2, 4, 8, 16, 32, 64)  # that many of a large bucket's pages, round by round
+RULES = {URL: "duplicate_url", TEXT: "duplicate_text", NEAR: "near_duplicate"}
 
 
-@dataclass(slots=True)
-class Signatures:
-    """What deduplication needs to know of N pages. `bands` is (N, minhash_bands) uint64."""
+class Pages(HasShingles, Protocol):
+    """What deduplication reads: corpus.signatures.SignatureFiles, or something that makes it up."""
 
-    record_ids: list[str]
-    lengths: np.ndarray  # (N,) int64, characters
-    urls: np.ndarray  # (N,) uint64
-    texts: np.ndarray  # (N,) uint64
-    bands: np.ndarray
+    n_pages: int
+
+    def batches(self, columns: Sequence[str]) -> Iterator[Batch]:
+        """All pages in order, with the columns asked for."""
+        ...
+
+    def strings(self, name: str, pages: np.ndarray) -> list[str | None]:
+        """A column of strings, of sorted pages."""
+        ...
+
+
+@dataclass(frozen=True)
+class Crawls:
+    """Which pages belong together. `starts`: the first page of each crawl, oldest first, and the number of pages.
+
+    `settled`: that many crawls, the oldest, have no page to lose any more. `inside`: whether pages of one crawl are
+    compared with each other; no need of it where each crawl was cleaned by itself.
+    """
+
+    starts: np.ndarray
+    settled: int = 0
+    inside: bool = True
 
     @classmethod
-    def concatenate(cls, parts: Sequence["Signatures"]) -> "Signatures":
-        """The pages of several units as one sequence, in the order given."""
-        return cls(
-            [record_id for part in parts for record_id in part.record_ids],
-            *(
-                np.concatenate([getattr(part, name) for part in parts])
-                for name in ("lengths", "urls", "texts", "bands")
-            ),
-        )
+    def one(cls, n_pages: int) -> "Crawls":
+        """A single crawl."""
+        return cls(np.array([0, n_pages]))
+
+    def of(self, pages: np.ndarray) -> np.ndarray:
+        """The number of each page's crawl, 0 for the oldest."""
+        return np.searchsorted(self.starts, pages, side="right") - 1
+
+    def compares(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Which pairs could make a page go: (N,) bool."""
+        one, other = self.of(a), self.of(b)
+        return (np.maximum(one, other) >= self.settled) & (self.inside | (one != other))
 
 
-def sign(pages: Sequence[tuple[str, str, Words]], config: CleanConfig) -> Signatures:
-    """Signatures of (record_id, url, words) triples."""
-    shingles = [words.shingles(config.shingle_words) for _, _, words in pages]
-    return Signatures(
-        [record_id for record_id, _, _ in pages],
-        np.array([len(words.text) for _, _, words in pages], dtype=np.int64),
-        np.array([_hash(canonical_url(url)) for _, url, _ in pages], dtype=np.uint64),
-        np.array([_text_hash(words.text) for _, _, words in pages], dtype=np.uint64),
-        minhash_bands(shingles, config),
-    )
+@dataclass
+class Gone:
+    """Pages that go, sorted, and the page that stays in the place of each."""
 
-
-def _hash(text: str) -> int:
-    return xxhash.xxh3_64_intdigest(text.encode())
-
-
-def _text_hash(text: str) -> int:
-    """First 8 bytes of the SHA-256 of the text without case and spacing."""
-    normal = " ".join(text.casefold().split())
-    return int.from_bytes(hashlib.sha256(normal.encode()).digest()[:8], "big")
-
-
-def minhash_bands(shingles: Sequence[np.ndarray], config: CleanConfig) -> np.ndarray:
-    """One 64-bit hash a band of each page's MinHash signature: (N, minhash_bands) uint64."""
-    from rensa import RMinHash
-
-    n_hashes = config.minhash_bands * config.minhash_rows
-    if not shingles:
-        return np.zeros((0, config.minhash_bands), dtype=np.uint64)
-    offsets = np.concatenate(([0], np.cumsum([len(s) for s in shingles]))).astype(np.uint64)
-    flat = np.concatenate(shingles) if offsets[-1] else np.zeros(0, dtype=np.uint64)
-    matrix = RMinHash.digest_matrix_from_flat_token_hashes(flat, offsets, n_hashes, config.minhash_seed)
-    rows = np.array(matrix.to_rows(), dtype=np.uint32)
-    rows = rows.reshape(len(shingles), config.minhash_bands, config.minhash_rows)
-    out = np.empty((len(shingles), config.minhash_bands), dtype=np.uint64)
-    for page in range(len(shingles)):
-        for band in range(config.minhash_bands):
-            out[page, band] = xxhash.xxh3_64_intdigest(rows[page, band].tobytes(), seed=band)
-    return out
+    pages: np.ndarray  # (D,) int64
+    kept: np.ndarray  # (D,) int64
+    step: np.ndarray  # (D,) uint8: URL, TEXT or NEAR
+    value: (
+        np.ndarray
+    )  # (D,) highest Jaccard similarity measured; 1 for the exact steps, NaN where none was measured
+    crawl: np.ndarray  # (D,) int64, number of the crawl of `kept`
+    kept_ids: list[str]  # record ids of `kept`
 
 
 def find_duplicates(
-    pages: Signatures, shingles_of: Callable[[Sequence[int]], Iterator[np.ndarray]], config: CleanConfig
-) -> list[Duplicate]:
-    """All pages that go, by page. `shingles_of` gives the shingles of pages, in the order asked for.
-
-    First same URL, then same text, then near-duplicates, each among the pages that the one before left.
-    """
-    rank = _rank(pages)
-    into = np.arange(len(pages.record_ids))  # the page that stands for each page
-    found: list[Duplicate] = []
-    for wanted, keys, rule in (
-        (config.dedup_urls, pages.urls, "duplicate_url"),
-        (config.dedup_texts, pages.texts, "duplicate_text"),
-    ):
-        if wanted:
-            found += _same_key(keys, into, rank, rule)
-    if config.dedup_near:
-        found += _near(pages, into, rank, shingles_of, config)
-    return sorted((_rooted(d, into) for d in found), key=lambda d: d.page)
-
-
-def _rank(pages: Signatures) -> np.ndarray:
-    """Place of each page in the order of who stays: longest text, then smallest record id: (N,) int64."""
-    order = sorted(
-        range(len(pages.record_ids)), key=lambda i: (-int(pages.lengths[i]), pages.record_ids[i], i)
-    )
-    rank = np.empty(len(order), dtype=np.int64)
-    rank[order] = np.arange(len(order))
-    return rank
-
-
-def _rooted(duplicate: Duplicate, into: np.ndarray) -> Duplicate:
-    kept = duplicate.kept
-    while into[kept] != kept:
-        kept = int(into[kept])
-    return Duplicate(duplicate.page, kept, duplicate.rule, duplicate.value, duplicate.threshold)
-
-
-def _groups(keys: np.ndarray, members: np.ndarray) -> Iterator[np.ndarray]:
-    """Members that share a key, as arrays of at least two, in the order of keys."""
-    order = np.argsort(keys[members], kind="stable")
-    ordered = members[order]
-    cuts = np.flatnonzero(np.diff(keys[ordered])) + 1
-    for group in np.split(ordered, cuts):
-        if len(group) > 1:
-            yield group
-
-
-def _same_key(keys: np.ndarray, into: np.ndarray, rank: np.ndarray, rule: str) -> list[Duplicate]:
-    found = []
-    left = np.flatnonzero(into == np.arange(len(into)))
-    for group in _groups(keys, left):
-        kept = int(group[np.argmin(rank[group])])
-        for page in group.tolist():
-            if page != kept:
-                into[page] = kept
-                found.append(Duplicate(page, kept, rule, 1.0, 1.0))
-    return found
-
-
-def _near(
-    pages: Signatures,
-    into: np.ndarray,
-    rank: np.ndarray,
-    shingles_of: Callable[[Sequence[int]], Iterator[np.ndarray]],
+    pages: Pages,
     config: CleanConfig,
-) -> list[Duplicate]:
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+    folder: Path,
+    crawls: Crawls | None = None,
+    log: Callable[[str], None] = lambda line: None,
+) -> Gone:
+    """All pages that go. First same URL, then same text, then near-duplicates, each among what was left before.
 
-    left = np.flatnonzero(into == np.arange(len(into)))
-    buckets = [group[np.argsort(rank[group])] for band in pages.bands.T for group in _groups(band, left)]
-    members = sorted({int(page) for bucket in buckets for page in bucket})
-    shingles = dict(zip(members, shingles_of(members), strict=True))
-    pairs = verified_pairs(buckets, shingles, config.jaccard)
-    if not pairs:
-        return []
-    a, b = np.array(list(pairs)).T
-    size = len(into)
-    _, label = connected_components(coo_array((np.ones(len(a)), (a, b)), shape=(size, size)), directed=False)
-    nearest: dict[int, float] = {}
-    for (one, other), similarity in pairs.items():
-        nearest[one] = max(nearest.get(one, 0.0), similarity)
-        nearest[other] = max(nearest.get(other, 0.0), similarity)
-    found = []
-    for group in _groups(label, np.array(sorted(nearest))):
-        kept = int(group[np.argmin(rank[group])])
-        for page in group.tolist():
-            if page != kept:
-                into[page] = kept
-                found.append(Duplicate(page, kept, "near_duplicate", round(nearest[page], 6), config.jaccard))
-    return found
-
-
-def verified_pairs(
-    buckets: Sequence[np.ndarray], shingles: dict[int, np.ndarray], least: float
-) -> dict[tuple[int, int], float]:
-    """The pairs of pages of a common bucket whose Jaccard similarity is at least `least`, with it.
-
-    Each pair is computed once. In buckets beyond ALL_PAIRS members a page is compared with those members only
-    that had no similar one before them, so that a page copied a million times costs a million comparisons.
+    `folder`: for files; removed afterwards. Memory: config.dedup_memory_mb. Raises ValueError for more than 2^32
+    pages.
     """
-    known: dict[tuple[int, int], float] = {}
-
-    def similarity(one: int, other: int) -> float:
-        key = (min(one, other), max(one, other))
-        if key not in known:
-            known[key] = jaccard(shingles[one], shingles[other])
-        return known[key]
-
-    for bucket in buckets:
-        leaders: list[int] = []
-        for page in bucket.tolist():
-            similar = [other for other in leaders if similarity(page, other) >= least]
-            if len(bucket) <= ALL_PAIRS or not similar:
-                leaders.append(page)
-    return {pair: value for pair, value in sorted(known.items()) if value >= least}
+    if pages.n_pages >= 1 << 32:
+        raise ValueError(
+            f"{pages.n_pages:,} pages are more than one pass of deduplication takes (4,294,967,295). "
+            "Clean them as several crawls, each against the ones before."
+        )
+    return _Search(pages, config, Path(folder), crawls or Crawls.one(pages.n_pages), log).run()
 
 
-def jaccard(a: np.ndarray, b: np.ndarray) -> float:
-    """Jaccard similarity of two sorted arrays of distinct hashes."""
-    if not len(a) or not len(b):
-        return 0.0
-    shared = len(np.intersect1d(a, b, assume_unique=True))
-    return shared / (len(a) + len(b) - shared)
+class _Search:
+    """One run of find_duplicates: what is known of all pages, and the steps over them."""
+
+    def __init__(self, pages: Pages, config: CleanConfig, folder: Path, crawls: Crawls, log: Callable):
+        self.pages, self.config, self.crawls, self.log = pages, config, crawls, log
+        self.folder, self.memory = folder, config.dedup_memory_mb << 20
+        self.reached = np.zeros(pages.n_pages, dtype=np.uint8)  # the last step that each page takes part in
+        self.went = np.zeros(pages.n_pages, dtype=bool)  # gone when its own crawl was cleaned
+        self.elders = np.zeros(
+            (2, 0), dtype=np.int64
+        )  # those of them whose kept page is among ours, and that page
+        self.table: PageTable
+        self.found: list[tuple[np.ndarray, np.ndarray, int, np.ndarray]] = []
+
+    def run(self) -> Gone:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        try:
+            self.table = PageTable(self.folder / "table", self.crawls)
+            self._read_table()
+            for step, wanted in ((URL, self.config.dedup_urls), (TEXT, self.config.dedup_texts)):
+                if wanted and self.pages.n_pages:
+                    self._exact(step)
+            if self.config.dedup_near and self.pages.n_pages:
+                self._near()
+            return self._result()
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _read_table(self) -> None:
+        """Lay out lengths and record ids, and learn which pages went when their crawls were cleaned."""
+        known = len(self.crawls.starts) > 2
+        clusters = Partitions(self.folder / "clusters", self.pages.n_pages, self.memory // 2)
+        with self.table.writing() as add:
+            for batch in self.pages.batches(
+                ["record_id", "length", "reached", *(["duplicate_of"] if known else [])]
+            ):
+                add(batch)
+                here = slice(batch.first, batch.first + len(batch))
+                self.reached[here] = batch.numbers("reached")
+                if known:
+                    ids, stays = batch.strings("record_id"), batch.strings("duplicate_of")
+                    self.went[here] = [other is not None for other in stays]
+                    names = (own if other is None else other for own, other in zip(ids, stays, strict=True))
+                    keys = (xxhash.xxh3_64_intdigest(name.encode()) for name in names)
+                    clusters.add(np.fromiter(keys, np.uint64, len(batch)), np.arange(here.start, here.stop))
+        links = [self.elders]
+        for members, starts in clusters.groups():
+            members, head = _heads(members, starts, self.went[members])
+            links.append(np.stack((members, head))[:, (members != head) & self.went[members]])
+        elders = np.concatenate(links, axis=1)
+        self.elders = elders[:, np.argsort(elders[0])]
+        self.log(f"{self.pages.n_pages:,} pages read")
+
+    def _may_go(self, pages: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        crawl = self.crawls.of(pages)
+        inside = self.crawls.inside | (self.crawls.of(kept) < crawl)
+        return (pages != kept) & ~self.went[pages] & (crawl >= self.crawls.settled) & inside
+
+    def _record(self, pages: np.ndarray, kept: np.ndarray, step: int, value: np.ndarray) -> None:
+        go = self._may_go(pages, kept)
+        self.reached[pages[go]] = step
+        self.found.append((pages[go], kept[go], step, value[go]))
+
+    # Same key
+
+    def _exact(self, step: int) -> None:
+        column = {URL: "url", TEXT: "text"}[step]
+        keys = Partitions(self.folder / column, self.pages.n_pages, self.memory // 2)
+        for batch in self.pages.batches([column]):
+            rows = np.flatnonzero(self.reached[batch.first : batch.first + len(batch)] >= step)
+            keys.add(batch.numbers(column)[rows], rows + batch.first)
+        for members, starts in keys.groups():
+            members, best = _heads(members, starts, self.table.rank(members))
+            self._record(members, best, step, np.ones(len(members)))
+        if step == URL:  # what stood for pages of its own crawl, and is another version of an older page
+            follower, head = self.elders
+            self.reached[follower[self.reached[head] == URL]] = URL
+        self.log(f"{RULES[step]}: {sum(len(part[0]) for part in self.found):,} pages gone so far")
+
+    # Nearly the same text
+
+    def _near(self) -> None:
+        pairs, buckets = self._proposed()
+        self.log(f"{len(pairs):,} pairs proposed, {len(buckets):,} large buckets")
+        pairs = np.unique(np.concatenate([pairs, *(_stars(b[:1], b[1:]) for b in buckets)]))
+        known, value = self._verified(pairs)
+        tried = pairs
+        for leaders in LEADERS[1:]:
+            buckets = self._unresolved(buckets, known)
+            pairs = [_all_pairs(b) if len(b) <= ALL_PAIRS else _stars(b[:leaders], b) for b in buckets]
+            pairs = np.setdiff1d(np.concatenate([tried[:0], *pairs]), tried)
+            more, its_value = self._verified(pairs)
+            known, value = np.concatenate((known, more)), np.concatenate((value, its_value))
+            tried = np.concatenate((tried, pairs))
+            buckets = [bucket for bucket in buckets if len(bucket) > ALL_PAIRS]
+        self.log(f"{len(known):,} of {len(tried):,} pairs are similar")
+        self._settle(known, value)
+
+    def _proposed(self) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Packed pairs of pages that share a band, sorted; and the buckets too large for that, best pages first."""
+        bands = self.config.minhash_bands
+        keys = Partitions(self.folder / "bands", self.pages.n_pages * bands, self.memory // 2)
+        for batch in self.pages.batches(["bands"]):
+            rows = np.flatnonzero(self.reached[batch.first : batch.first + len(batch)] >= NEAR)
+            keys.add(batch.bands()[rows].ravel(), np.repeat(rows + batch.first, bands))
+        buffer, buffered, large = [np.zeros(0, dtype=np.uint64)], 0, {}
+        for members, starts in keys.groups():
+            sizes = np.diff(np.append(starts, len(members)))
+            for pairs in _small_pairs(members, starts, sizes):
+                pairs = self._worth(pairs)
+                buffer.append(pairs)
+                buffered += len(pairs)
+                if buffered * 8 > self.memory // 8:  # the same pair comes from many bands
+                    buffer, buffered = [np.unique(np.concatenate(buffer))], 0
+            for place in np.flatnonzero(sizes > ALL_PAIRS).tolist():
+                bucket = members[starts[place] : starts[place] + sizes[place]]
+                large[xxhash.xxh3_128_digest(bucket.tobytes())] = bucket
+        return np.unique(np.concatenate(buffer)), self._best_first(list(large.values()))
+
+    def _worth(self, pairs: np.ndarray) -> np.ndarray:
+        """Those pairs that could make a page go."""
+        if len(self.crawls.starts) == 2:
+            return pairs
+        return pairs[self.crawls.compares(*unpack(pairs))]
+
+    def _best_first(self, buckets: list[np.ndarray]) -> list[np.ndarray]:
+        if not buckets:
+            return []
+        pages = np.unique(np.concatenate(buckets))
+        rank = self.table.rank(pages)
+        ordered = [bucket[np.argsort(rank[np.searchsorted(pages, bucket)])] for bucket in buckets]
+        return sorted(ordered, key=lambda bucket: bucket.tolist()[:2])
+
+    def _verified(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        pairs = self._worth(pairs)
+        return similarities(
+            pairs,
+            self.pages,
+            self.table.lengths,
+            self.config.jaccard,
+            self.folder / "chunks",
+            self.memory // 2,
+        )
+
+    def _edges(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Both ends of all that joins pages: verified pairs, and what earlier runs found."""
+        a, b = unpack(pairs)
+        near = (self.reached[self.elders] >= NEAR).all(axis=0)
+        return np.concatenate((a, self.elders[0, near])), np.concatenate((b, self.elders[1, near]))
+
+    def _unresolved(self, buckets: list[np.ndarray], pairs: np.ndarray) -> list[np.ndarray]:
+        """Of each bucket the best page of every cluster, where there is more than one cluster."""
+        if not buckets:
+            return []
+        nodes, label = components(*self._edges(pairs))
+        left = []
+        for bucket in buckets:
+            place = np.searchsorted(nodes, bucket).clip(max=len(nodes) - 1)
+            joined = nodes[place] == bucket if len(nodes) else np.zeros(len(bucket), dtype=bool)
+            cluster = np.where(joined, label[place] if len(nodes) else 0, -1 - np.arange(len(bucket)))
+            _, first = np.unique(cluster, return_index=True)
+            if len(first) > 1:
+                left.append(bucket[np.sort(first)])
+        return left
+
+    def _settle(self, pairs: np.ndarray, value: np.ndarray) -> None:
+        """Join what is similar, crawl by crawl, so that no younger page decides between older ones."""
+        a, b = self._edges(pairs)
+        pages = np.unique(np.concatenate((a, b)))
+        nearest, rank = np.full(len(pages), np.nan), self.table.rank(pages)
+        for side in unpack(pairs):
+            np.fmax.at(nearest, np.searchsorted(pages, side), value)
+        for crawl in range(self.crawls.settled, len(self.crawls.starts) - 1):
+            end = self.crawls.starts[crawl + 1]
+            here = (a < end) & (b < end)
+            nodes, label = components(a[here], b[here])
+            order = np.lexsort((rank[np.searchsorted(pages, nodes)], label))
+            first = np.concatenate(([True], np.diff(label[order]) != 0))[: len(order)]
+            best = nodes[order[first]][label]
+            mine = nodes >= self.crawls.starts[crawl]
+            measured = nearest[np.searchsorted(pages, nodes[mine])]
+            self._record(nodes[mine], best[mine], NEAR, measured)
+
+    def _result(self) -> Gone:
+        if not self.found:
+            self.found.append((self.elders[0, :0], self.elders[0, :0], NEAR, np.zeros(0)))
+        pages, kept, value = (np.concatenate([part[i] for part in self.found]) for i in (0, 1, 3))
+        step = np.repeat([part[2] for part in self.found], [len(part[0]) for part in self.found])
+        order = np.argsort(pages)
+        pages, kept, step, value = pages[order], kept[order], step[order].astype(np.uint8), value[order]
+        while True:  # to the page that stays in the end
+            further = _follow(_follow(kept, pages, kept), *self.elders)
+            if (further == kept).all():
+                break
+            kept = further
+        ids = [name.decode() for name in self.table.ids(kept).tolist()] if len(kept) else []
+        away = np.flatnonzero(
+            self.went[kept]
+        )  # what stays is in none of our files: its name is known, no more
+        if len(away):
+            there, place = np.unique(kept[away], return_inverse=True)
+            names = self.pages.strings("duplicate_of", there)
+            for row, name in zip(away.tolist(), place.tolist(), strict=True):
+                ids[row] = names[name]
+        return Gone(pages, kept, step, value, self.crawls.of(kept), ids)
+
+
+class PageTable:
+    """Lengths and record ids of all pages, in files, and the order of who stays."""
+
+    def __init__(self, folder: Path, crawls: Crawls):
+        self.folder, self.crawls = folder, crawls
+
+    @contextmanager
+    def writing(self) -> Iterator[Callable[[Batch], None]]:
+        """Gives a function that takes the batches, in order."""
+        self.folder.mkdir()
+        end = 0
+        with (
+            open(self.folder / "lengths", "wb") as lengths,
+            open(self.folder / "ids", "wb") as ids,
+            open(self.folder / "ends", "wb") as ends,
+        ):
+
+            def add(batch: Batch) -> None:
+                nonlocal end
+                batch.numbers("length").astype(np.int64).tofile(lengths)
+                names = batch.columns.column("record_id")
+                offsets = np.frombuffer(names.buffers()[1], dtype=np.int32)[names.offset :][: len(batch) + 1]
+                ids.write(memoryview(names.buffers()[2])[offsets[0] : offsets[-1]])
+                (offsets[1:] - offsets[0] + np.int64(end)).tofile(ends)
+                end += int(offsets[-1] - offsets[0])
+
+            yield add
+
+    def lengths(self, pages: np.ndarray) -> np.ndarray:
+        """Characters of pages' texts: (N,) int64."""
+        return np.asarray(np.memmap(self.folder / "lengths", dtype=np.int64, mode="r")[pages])
+
+    def ids(self, pages: np.ndarray) -> np.ndarray:
+        """Record ids in UTF-8: (N,) bytes."""
+        ends = np.memmap(self.folder / "ends", dtype=np.int64, mode="r")
+        start = np.where(pages > 0, ends[np.maximum(pages - 1, 0)], 0)
+        counts = ends[pages] - start
+        matrix = np.zeros((len(pages), int(counts.max(initial=1))), dtype=np.uint8)
+        blob = np.memmap(self.folder / "ids", dtype=np.uint8, mode="r")
+        matrix[np.arange(matrix.shape[1]) < counts[:, None]] = take_ragged(blob, start, counts)
+        return matrix.reshape(-1).view(f"S{matrix.shape[1]}")
+
+    def rank(self, pages: np.ndarray) -> np.ndarray:
+        """Place of each page in the order of who stays: oldest crawl, longest, smallest record id: (N,) int64."""
+        if not len(pages):
+            return pages
+        crawl, shortness = self.crawls.of(pages), -self.lengths(pages)
+        order = np.lexsort((shortness, crawl))
+        tie = (np.diff(crawl[order]) == 0) & (np.diff(shortness[order]) == 0)
+        tied = np.zeros(len(pages), dtype=bool)
+        tied[1:] |= tie
+        tied[:-1] |= tie
+        run = np.concatenate(([0], np.cumsum(~tie)))[tied]
+        among = order[tied]
+        order[tied] = among[np.lexsort((pages[among], self.ids(pages[among]), run))]
+        rank = np.empty(len(pages), dtype=np.int64)
+        rank[order] = np.arange(len(pages))
+        return rank
+
+
+def _heads(members: np.ndarray, starts: np.ndarray, rank: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Groups of members, each with the lowest in rank first; and for each member the first of its group."""
+    sizes = np.diff(np.append(starts, len(members)))
+    group = np.repeat(np.arange(len(starts)), sizes)
+    members = members[np.lexsort((members, rank, group))]
+    return members, members[starts][group]
+
+
+def _follow(pages: np.ndarray, sources: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Each page's target where it has one (`sources` sorted), else the page."""
+    if not len(sources):
+        return pages
+    place = np.searchsorted(sources, pages).clip(max=len(sources) - 1)
+    return np.where(sources[place] == pages, targets[place], pages)
+
+
+def _small_pairs(members: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> Iterator[np.ndarray]:
+    """All packed pairs within the groups of at most ALL_PAIRS members, a million or so at a time."""
+    for size in np.unique(sizes[sizes <= ALL_PAIRS]).tolist():
+        one, other = np.triu_indices(size, 1)
+        of_size = starts[sizes == size]
+        at_once = max(1, (1 << 20) // len(one))
+        for low in range(0, len(of_size), at_once):
+            group = members[of_size[low : low + at_once, None] + np.arange(size)]
+            yield pack(group[:, one].ravel(), group[:, other].ravel())
+
+
+def _stars(leaders: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Each leader paired with every other page."""
+    one, other = np.repeat(leaders, len(others)), np.tile(others, len(leaders))
+    return pack(one[one != other], other[one != other])
+
+
+def _all_pairs(pages: np.ndarray) -> np.ndarray:
+    one, other = np.triu_indices(len(pages), 1)
+    return pack(pages[one], pages[other])

@@ -19,15 +19,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from corpus import dedup, ledger
+from corpus import ledger
 from corpus.config import CleanConfig
 from corpus.extract import MainText, extract_page, plain_text
 from corpus.language import identify
 from corpus.quality import Verdict, judge
+from corpus.signatures import sign, write_signatures
 from corpus.urls import UrlFilter, host_of
 from corpus.warc import BrokenRecord, Record, read_records
 from corpus.words import Words
@@ -288,20 +287,7 @@ def _write(task: UnitTask, unit: _Unit, partial: Path) -> None:
     ledger.write_parquet(unit.rows, ledger.LEDGER_SCHEMA, partial / "ledger.parquet")
     documents = [document_row(c, task.crawl) for c in unit.candidates]
     ledger.write_parquet(documents, CANDIDATE_SCHEMA, partial / "documents.parquet")
-    signed = dedup.sign([(c.record.record_id, c.record.url, c.words) for c in unit.candidates], task.config)
-    np.savez(
-        partial / "signatures.npz",
-        lengths=signed.lengths,
-        urls=signed.urls,
-        texts=signed.texts,
-        bands=signed.bands,
-    )
+    signed = sign([(c.record.record_id, c.record.url, c.words) for c in unit.candidates], task.config)
+    write_signatures(signed, partial / "signatures.parquet")
     about = {"name": task.name, "rows": len(unit.rows), "counts": dict(sorted(unit.counts.items()))}
     (partial / "unit.json").write_text(json.dumps(about))
-
-
-def read_signatures(folder: Path) -> dedup.Signatures:
-    """The signatures of a finished unit."""
-    ids = pq.read_table(folder / "documents.parquet", columns=["record_id"])["record_id"].to_pylist()
-    with np.load(folder / "signatures.npz") as arrays:
-        return dedup.Signatures(ids, arrays["lengths"], arrays["urls"], arrays["texts"], arrays["bands"])

@@ -60,7 +60,12 @@ def cleaned(sample, tmp_path_factory) -> Path:
 def test_bytes_do_not_depend_on_workers_or_on_the_order_of_files(sample, cleaned, tmp_path):
     clean_crawl(files_of(sample)[::-1], tmp_path / "out", tmp_path / "work", CONFIG, "sample", workers=2)
     assert content(tmp_path / "out") == content(cleaned)
-    assert {name.split("/")[0] for name in content(cleaned)} == {"documents", "ledger", "stats.json"}
+    assert {name.split("/")[0] for name in content(cleaned)} == {
+        "documents",
+        "ledger",
+        "signatures",
+        "stats.json",
+    }
 
 
 def test_every_record_has_one_row_and_every_document_a_kept_one(cleaned):

@@ -1,12 +1,17 @@
 """Deduplication against a comparison of every pair, in any order."""
 
 import random
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from corpus import dedup
+from corpus import dedup, signatures, spill
 from corpus.config import CleanConfig
+from corpus.signatures import SignatureFiles, sign, write_signatures
+from corpus.similar import pack, similarities, unpack
+from corpus.spill import Partitions
 from corpus.words import Words
 
 CONFIG = CleanConfig()
@@ -22,13 +27,17 @@ def edited(rng, text, share):
 
 
 def run(pages, config=CONFIG):
-    """{record id: (record id that stays, rule)} of (record id, url, text) triples."""
-    words = [(record, url, Words.of(text)) for record, url, text in pages]
-    shingles = [w.shingles(config.shingle_words) for _, _, w in words]
-    found = dedup.find_duplicates(
-        dedup.sign(words, config), lambda wanted: (shingles[i] for i in wanted), config
-    )
-    return {pages[d.page][0]: (pages[d.kept][0], d.rule) for d in found}
+    """{record id: (record id that stays, rule)} of (record_id, url, text) triples."""
+    signed = sign([(record, url, Words.of(text)) for record, url, text in pages], config)
+    with tempfile.TemporaryDirectory() as folder:
+        write_signatures(signed, Path(folder) / "a.parquet")
+        files = SignatureFiles([Path(folder) / "a.parquet"], config)
+        found = dedup.find_duplicates(files, config, Path(folder) / "scratch")
+        assert not (Path(folder) / "scratch").exists()
+    assert [pages[k][0] for k in found.kept.tolist()] == found.kept_ids
+    rules = [dedup.RULES[step] for step in found.step.tolist()]
+    gone = [pages[page][0] for page in found.pages.tolist()]
+    return dict(zip(gone, zip(found.kept_ids, rules, strict=True), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -87,18 +96,112 @@ def test_same_address_is_one_page_whatever_it_says():
     assert run(pages, CleanConfig(dedup_urls=False)) == {}
 
 
-def test_a_pair_that_lsh_proposes_but_is_not_similar_is_refused():
-    a, b = np.arange(100, dtype=np.uint64), np.arange(30, 130, dtype=np.uint64)
-    assert dedup.verified_pairs([np.array([0, 1])], {0: a, 1: b}, 0.8) == {}
-    assert dedup.verified_pairs([np.array([0, 1])], {0: a, 1: a[:90]}, 0.8) == {(0, 1): 0.9}
+class Sets:
+    """Pages as sets of shingles; counts how often they are asked for."""
+
+    def __init__(self, sets):
+        self.sets = [np.sort(np.array(sorted(s), dtype=np.int32)) for s in sets]
+
+    def shingles(self, pages):
+        for piece in np.array_split(pages, 3):  # in pieces, as row groups come
+            if len(piece):
+                parts = [self.sets[page] for page in piece.tolist()]
+                yield piece, np.array([len(p) for p in parts], dtype=np.int64), np.concatenate(parts)
+
+    def lengths(self, pages):
+        return np.array([2 * len(self.sets[page]) for page in pages.tolist()], dtype=np.int64)
+
+
+def test_a_pair_that_lsh_proposes_but_is_not_similar_is_refused(tmp_path):
+    sets = Sets([range(100), range(30, 130), range(90)])
+    pairs = pack(np.array([0, 2, 1]), np.array([1, 0, 2]))
+    kept, value = similarities(pairs, sets, sets.lengths, 0.8, tmp_path / "x", 1 << 20)
+    assert [pair.tolist() for pair in unpack(kept)] == [[0], [2]] and value.tolist() == [0.9]
+
+
+@pytest.mark.parametrize("memory", [1, 3000, 20_000, 1 << 30])
+def test_similarities_are_those_of_sets_whatever_the_memory(tmp_path, memory):
+    rng = random.Random(4)
+    base = [rng.sample(range(1 << 31), 60) for _ in range(6)]
+    drawn = [
+        set(rng.sample(base[n % 6], rng.randint(1, 60)) + rng.sample(range(1 << 31), 9)) for n in range(60)
+    ]
+    sets, pairs = Sets(drawn), [(a, b) for a in range(60) for b in range(a + 1, 60) if rng.random() < 0.3]
+    one, other = np.array(pairs).T
+    kept, value = similarities(pack(one, other), sets, sets.lengths, 0.3, tmp_path / "x", memory)
+    truth = {(a, b): len(drawn[a] & drawn[b]) / len(drawn[a] | drawn[b]) for a, b in pairs}
+    found = dict(
+        zip(zip(*(side.tolist() for side in unpack(kept)), strict=True), value.tolist(), strict=True)
+    )
+    assert found == {pair: v for pair, v in truth.items() if v >= 0.3} and len(found) > 20
+
+
+def test_groups_are_the_same_whatever_the_memory(tmp_path):
+    rng = np.random.default_rng(1)
+    keys = rng.integers(0, 1 << 64, 20_000, dtype=np.uint64)[rng.integers(0, 20_000, 60_000)]
+    answers = []
+    for memory in (1 << 14, 1 << 18, 1 << 30):
+        parts = Partitions(tmp_path / "p", len(keys), memory)
+        for low in range(0, len(keys), 7001):
+            parts.add(keys[low : low + 7001], np.arange(low, min(low + 7001, len(keys))))
+        found = [np.split(pages, starts[1:]) for pages, starts in parts.groups()]
+        answers.append([group.tolist() for groups in found for group in groups])
+        assert not (tmp_path / "p").exists()
+    by_key = {}
+    for page, key in enumerate(keys.tolist()):
+        by_key.setdefault(key, []).append(page)
+    assert answers[0] == [pages for _, pages in sorted(by_key.items()) if len(pages) > 1]
+    assert answers[1] == answers[0] == answers[2]
+
+
+def test_the_answer_does_not_depend_on_the_memory(crawl, monkeypatch):
+    monkeypatch.setattr(spill, "MAX_PARTITIONS", 64)
+    whole = run(crawl)
+    starved = CleanConfig()
+    object.__setattr__(starved, "dedup_memory_mb", 0)  # 64 files a step, and a pair a chunk
+    assert run(crawl, starved) == whole and len(whole) > 30
+
+
+def test_a_chain_of_near_duplicates_is_one_cluster_and_false_candidates_are_none():
+    """A~B and B~C but not A~C: all one. A stranger in every bucket of theirs stays."""
+    rng = random.Random(8)
+    words = text_of(rng, 400).split()
+    a, b, c = (" ".join(words[start : start + 340]) for start in (0, 30, 60))
+    jaccards = [true_jaccard(x, y) for x, y in ((a, b), (b, c), (a, c))]
+    assert jaccards[0] > 0.8 and jaccards[1] > 0.8 > jaccards[2]
+    easy = CleanConfig(minhash_rows=1, minhash_bands=100)  # proposes nearly everything
+    stranger = " ".join(words[:100]) + " " + text_of(rng, 250)
+    pages = [("r1", "u:1", a), ("r2", "u:2", b), ("r3", "u:3", c), ("r4", "u:4", stranger)]
+    found = run(pages, easy)
+    assert set(found) == {"r1", "r2", "r3"} - {stays := next(iter(found.values()))[0]}
+    assert {kept for kept, _ in found.values()} == {stays}
+
+
+def true_jaccard(one, other):
+    a, b = (set(Words.of(text).shingles(5).tolist()) for text in (one, other))
+    return len(a & b) / len(a | b)
 
 
 def test_a_page_copied_many_times_costs_one_comparison_a_copy(monkeypatch):
-    shingles = {page: np.arange(50, dtype=np.uint64) for page in range(2000)}
-    calls = []
-    monkeypatch.setattr(dedup, "jaccard", lambda a, b: calls.append(1) or 1.0)
-    dedup.verified_pairs([np.arange(2000)], shingles, 0.8)
-    assert len(calls) == 1999
+    monkeypatch.setattr(signatures, "minhash_bands", lambda s, c: np.ones((len(s), 1), dtype=np.uint64))
+    rng, calls = random.Random(9), []
+    text, compare = text_of(rng, 300), dedup.similarities
+    monkeypatch.setattr(dedup, "similarities", lambda p, *rest: calls.append(len(p)) or compare(p, *rest))
+    pages = [(f"r{n:04d}", f"u:{n}", f"{text} number {n}") for n in range(500)]
+    found = run(pages, CleanConfig(minhash_bands=1))
+    assert len(found) == 499 and {kept for kept, _ in found.values()} == {"r0100"}
+    assert sum(calls) == 499
+
+
+def test_two_families_in_one_large_bucket_are_told_apart(monkeypatch):
+    """Every page shares a band with every other; only those of a family are similar."""
+    monkeypatch.setattr(signatures, "minhash_bands", lambda s, c: np.ones((len(s), 1), dtype=np.uint64))
+    rng = random.Random(10)
+    families = [text_of(rng, 200) for _ in range(30)]
+    pages = [(f"r{n:04d}", f"u:{n}", f"{families[n % 30]} {n}") for n in range(150)]
+    found = run(pages, CleanConfig(minhash_bands=1))
+    assert len(found) == 120
+    assert all(int(gone[1:]) % 30 == int(kept[1:]) % 30 for gone, (kept, _) in found.items())
 
 
 def test_chains_of_duplicates_name_a_page_that_stays(crawl):

@@ -1,0 +1,164 @@
+"""The true similarity of many pairs of pages, with the shingles of a bounded number of pages in memory.
+
+Pairs are put in order of the clusters that they would form, and cut into chunks; one pass over the signature files
+hands every chunk the shingles of its pages; then each chunk is compared by itself.
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from corpus.spill import take_ragged
+
+BYTES_A_CHARACTER = 2  # of a page's shingles: int32 each, at least two characters to a word
+CELLS = 1 << 19  # shingles compared at once; 2 MB of int32 stay in the processor's cache
+LOW = np.uint64(0xFFFFFFFF)
+
+
+class HasShingles(Protocol):
+    """Where shingles come from: SignatureFiles, or something that makes them up."""
+
+    def shingles(self, pages: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Of sorted, distinct pages, in pieces: (page numbers, number of shingles of each, all their shingles)."""
+        ...
+
+
+def pack(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Pairs of pages below 2^32, the smaller first, as one number each: (N,) uint64."""
+    low, high = np.minimum(a, b).astype(np.uint64), np.maximum(a, b).astype(np.uint64)
+    return (low << np.uint64(32)) | high
+
+
+def unpack(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The smaller and the larger page of each pair: two (N,) int64."""
+    return (pairs >> np.uint64(32)).astype(np.int64), (pairs & LOW).astype(np.int64)
+
+
+def components(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The pages that stand in some pair, sorted, and the number of the cluster that each is joined into."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    nodes, ends = np.unique(np.concatenate((a, b)), return_inverse=True)
+    ends = ends.astype(np.int32).reshape(2, -1)
+    edges = coo_array((np.ones(len(a), dtype=np.int8), (ends[0], ends[1])), shape=(len(nodes), len(nodes)))
+    return nodes, connected_components(edges, directed=False)[1]
+
+
+def similarities(
+    pairs: np.ndarray, pages: HasShingles, lengths_of, least: float, folder: Path, memory: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Those of the packed, distinct pairs whose Jaccard similarity is at least `least`, with it, sorted.
+
+    `lengths_of(pages)`: the lengths of pages in characters, from which their shingles' memory is reckoned.
+    `memory`: bytes for the shingles of a chunk. `folder`: for what does not fit in one; removed afterwards.
+    """
+    if not len(pairs):
+        return pairs, np.zeros(0)
+    chunks = _chunks(pairs, lengths_of, memory)
+    found, values = [], []
+    for chunk, (numbers, counts, flat) in zip(chunks, _loaded(chunks, pages, folder), strict=True):
+        starts = np.cumsum(counts) - counts
+        a, b = (np.searchsorted(numbers, side) for side in unpack(chunk))
+        value = jaccard_of_pairs(flat, starts, counts, a, b, least)
+        found.append(chunk[value >= least])
+        values.append(value[value >= least])
+    kept, value = np.concatenate(found), np.concatenate(values)
+    order = np.argsort(kept)
+    return kept[order], value[order]
+
+
+def _chunks(pairs: np.ndarray, lengths_of, memory: int) -> list[np.ndarray]:
+    """The pairs in pieces whose pages' shingles fit in memory; what would be one cluster stands together."""
+    a, b = unpack(pairs)
+    nodes, label = components(a, b)
+    cost = lengths_of(nodes) * BYTES_A_CHARACTER + 16
+    if cost.sum() <= memory:
+        return [pairs]
+    place = np.searchsorted(nodes, a)
+    of_cluster = np.bincount(label, weights=cost).astype(np.int64)
+    small = of_cluster[label[place]] <= memory // 2
+    chunks = []
+    # Clusters that fit: each counted whole, where its first pair stands.
+    whole = np.flatnonzero(small)
+    whole = whole[np.argsort(label[place[whole]], kind="stable")]
+    labels = label[place[whole]]
+    first = np.concatenate(([True], labels[1:] != labels[:-1])) if len(whole) else np.zeros(0, dtype=bool)
+    chunks += _cut(pairs[whole], np.where(first, of_cluster[labels], 0), memory // 2)
+    # The others: every pair counted as if it were alone.
+    rest = np.flatnonzero(~small)
+    chunks += _cut(pairs[rest], cost[place[rest]] + cost[np.searchsorted(nodes, b[rest])], memory // 2)
+    return chunks
+
+
+def _cut(pairs: np.ndarray, cost: np.ndarray, budget: int) -> list[np.ndarray]:
+    if not len(pairs):
+        return []
+    piece = np.cumsum(cost) // max(1, budget)
+    return np.split(pairs, np.flatnonzero(piece[1:] != piece[:-1]) + 1)
+
+
+def _loaded(chunks: list[np.ndarray], pages: HasShingles, folder: Path) -> Iterator[tuple[np.ndarray, ...]]:
+    """For each chunk: its pages, sorted, the number of shingles of each, and all their shingles."""
+    needs = [np.unique(np.concatenate(unpack(chunk))) for chunk in chunks]
+    if len(chunks) == 1:
+        parts = list(pages.shingles(needs[0]))
+        yield tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for numbers, counts, flat in pages.shingles(np.unique(np.concatenate(needs))):
+        starts = np.cumsum(counts) - counts
+        for chunk, need in enumerate(needs):
+            low, high = np.searchsorted(need, (numbers[0], numbers[-1] + 1))
+            if low < high:
+                rows = np.searchsorted(numbers, need[low:high])
+                with open(folder / f"{chunk}.counts", "ab") as file:
+                    counts[rows].tofile(file)
+                with open(folder / f"{chunk}.shingles", "ab") as file:
+                    take_ragged(flat, starts[rows], counts[rows]).tofile(file)
+    for chunk, need in enumerate(needs):
+        counts = np.fromfile(folder / f"{chunk}.counts", dtype=np.int64)
+        yield need, counts, np.fromfile(folder / f"{chunk}.shingles", dtype=np.int32)
+    shutil.rmtree(folder)
+
+
+def jaccard_of_pairs(
+    flat: np.ndarray, starts: np.ndarray, counts: np.ndarray, a: np.ndarray, b: np.ndarray, least: float
+) -> np.ndarray:
+    """Jaccard similarity of pages a[i] and b[i], whose shingles are flat[starts[i] : starts[i] + counts[i]]: (N,).
+
+    Pairs whose numbers of shingles alone say that they are below `least` get 0 uncompared. The others stand in
+    the rows of a matrix, both pages' shingles in one row, which is sorted: equal neighbours are what they share.
+    """
+    value = np.zeros(len(a))
+    fewer, more = np.minimum(counts[a], counts[b]), np.maximum(counts[a], counts[b])
+    possible = np.flatnonzero((fewer > 0) & (fewer >= least * more))
+    possible = possible[np.argsort(counts[a[possible]] + counts[b[possible]], kind="stable")]
+    width = counts[a[possible]] + counts[b[possible]]
+    start = 0
+    while start < len(possible):
+        # Rows are as wide as the last of them: no more of them than fit, the first being the narrowest.
+        stop = min(len(possible), start + max(1, CELLS // int(width[start])))
+        stop = start + max(1, min(stop - start, CELLS // int(width[stop - 1])))
+        rows = possible[start:stop]
+        shared = _shared(flat, starts, counts, a[rows], b[rows])
+        value[rows] = shared / (width[start:stop] - shared)
+        start = stop
+    return value
+
+
+def _shared(
+    flat: np.ndarray, starts: np.ndarray, counts: np.ndarray, a: np.ndarray, b: np.ndarray
+) -> np.ndarray:
+    """How many shingles the pages a[i] and b[i] share: (N,) int64."""
+    both = np.stack((a, b), axis=1).ravel()
+    n = counts[both].reshape(-1, 2).sum(axis=1)
+    columns = np.arange(int(n.max()), dtype=np.int32)
+    matrix = np.broadcast_to(-1 - columns, (len(a), len(columns))).copy()  # no two alike, none a shingle
+    matrix[columns < n[:, None]] = take_ragged(flat, starts[both], counts[both])
+    matrix.sort(axis=1)
+    return (matrix[:, 1:] == matrix[:, :-1]).sum(axis=1)
