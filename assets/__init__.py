@@ -7,5 +7,6 @@ from assets.raw_crawl import raw_crawl
 from assets.rl_model import rl_model
 from assets.sft_model import sft_model
 from assets.tokenizer import tokenizer
+from assets.training_set import training_set
 
-STAGES = (raw_crawl, cleaned_corpus, tokenizer, base_model, sft_model, rl_model, eval_reports)
+STAGES = (raw_crawl, cleaned_corpus, training_set, tokenizer, base_model, sft_model, rl_model, eval_reports)

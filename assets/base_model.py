@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from assets.stage import Evidence, StageRun, stage
-from assets.training import TRAINED, training_evidence
+from assets.training import NOT_CONTAMINATED, TRAINED, overlap_check, training_evidence
 
 
 @stage(
     group="models",
     kinds={"pytorch", "deepspeed"},
-    checks=TRAINED,
+    checks=TRAINED | NOT_CONTAMINATED,
     tracked=True,
     registered=True,
     pool="gpu",
@@ -19,5 +19,9 @@ def base_model(run: StageRun) -> Evidence:
 
     `tokens/` holds the shards and an index that says which page stands where; `curve.jsonl` the training curve.
     """
+    from model.loader import TokenData
+    from model.tokenizer import load_tokenizer
+
     result = run.launch("model.pretrain")
-    return training_evidence(result, run.out, first=("held_out_bpb", "loss", "tokens", "parameters"))
+    evidence = training_evidence(result, run.out, first=("held_out_bpb", "loss", "tokens", "parameters"))
+    return overlap_check(evidence, run, TokenData(run.out / "tokens").texts(load_tokenizer(run.out)))

@@ -15,13 +15,13 @@ PROBE = "".join(map(chr, range(0x20, 0x2FF))) + "\n\t日本語 한국어 الع�
 )
 def tokenizer(run: StageRun) -> Evidence:
     """Byte-level BPE with GPT-4-style pre-tokenisation; `transformers.AutoTokenizer` loads the folder."""
-    from model.tokenizer import TokenizerConfig, load_tokenizer, read_documents, train_tokenizer
+    from model.tokenizer import TokenizerConfig, load_tokenizer, read_texts, train_tokenizer
 
-    folders = run.inputs["cleaned_corpus"]
-    train_tokenizer(read_documents(folders), run.out, TokenizerConfig.from_params(run.params))
+    corpora, training_set = run.inputs["cleaned_corpus"], run.inputs["training_set"]
+    train_tokenizer(read_texts(corpora, training_set), run.out, TokenizerConfig.from_params(run.params))
     trained = load_tokenizer(run.out)
 
-    sample = [text for text, _ in zip(read_documents(folders), range(500), strict=False)]
+    sample = [text for text, _ in zip(read_texts(corpora, training_set), range(500), strict=False)]
     tokens = sum(map(len, trained.encode_batch(sample)))
     whole = all(trained.decode(trained.encode(text)) == text for text in [PROBE, *sample[:100]])
     lengths = [len(trained.decode([token])) for token in range(trained.vocab_size)]

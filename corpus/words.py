@@ -206,11 +206,20 @@ class Words:
 
         A text of fewer than n words has one shingle: all of it.
         """
-        folded = self.known.arrays["folded"][self.ids[self.is_word]]
-        if not len(folded):
-            return folded
-        hashes = np.sort(rolling_hash(folded, min(n, len(folded))))
+        if not len(self.folded):
+            return self.folded
+        hashes = np.sort(rolling_hash(self.folded, min(n, len(self.folded))))
         return hashes[np.concatenate(([True], hashes[1:] != hashes[:-1]))]
+
+    @cached_property
+    def folded(self) -> np.ndarray:
+        """A 64-bit hash of each word in lower case, signs left out: (n_words,) uint64."""
+        return self.folded_tokens[self.is_word]
+
+    @cached_property
+    def folded_tokens(self) -> np.ndarray:
+        """A 64-bit hash of each token in lower case: (N,) uint64."""
+        return self.known.arrays["folded"][self.ids]
 
     @cached_property
     def _exact(self) -> np.ndarray:

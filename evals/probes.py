@@ -27,8 +27,9 @@ from typing import Any
 
 from evals import conversations as talk
 from evals.facts import Fact, definitions, normal
+from model.documents import read_documents
 from model.environments import CHAIN_SUM, Environment
-from model.run_log import ConfigError, Job, Refusal, RunLog, run_main, settings, write_json
+from model.run_log import ConfigError, Job, RunLog, run_main, settings, write_json
 
 KNOWN, UNSURE, UNKNOWN, INVENTED = "known", "unsure", "unknown", "invented"
 TRAIN, HELDOUT = "train", "heldout"
@@ -121,30 +122,20 @@ def probes(job: Job) -> None:
 def candidates(corpora: Sequence[Path], base: Path, limit: int) -> list[Fact]:
     """At most `limit` facts, those of pages that training repeated most first, then by a hash of the subject."""
     repeats = _repeats(base)
-    facts = definitions(documents(corpora))
+    facts = definitions(_rows(corpora, ("record_id", "url", "text")))
     ordered = sorted(facts, key=lambda f: (-repeats.get(f.record_id, 1), _hash(f.subject)))
     return ordered[:limit]
 
 
-def documents(
-    corpora: Iterable[Path], columns: Sequence[str] = ("record_id", "url", "text")
-) -> Iterator[dict]:
-    """Rows of all documents of all crawls, crawls and files in order of name."""
-    import pyarrow.parquet as pq
-
-    for corpus in sorted(map(Path, corpora), key=lambda c: c.name):
-        files = sorted((corpus / "documents").glob("*.parquet"))
-        if not files:
-            raise Refusal(f"{corpus}/documents holds no *.parquet. Materialise cleaned_corpus first.")
-        for file in files:
-            for batch in pq.ParquetFile(file).iter_batches(columns=list(columns)):
-                yield from batch.to_pylist()
+def _rows(corpora: Sequence[Path], columns: Sequence[str]) -> Iterator[dict[str, str]]:
+    for batch in read_documents(corpora, columns):
+        yield from (dict(zip(columns, row, strict=True)) for row in zip(*batch.values(), strict=True))
 
 
 def words_of(corpora: Sequence[Path]) -> set[str]:
     """Every word of the crawl, in lower case."""
     words: set[str] = set()
-    for row in documents(corpora, ["text"]):
+    for row in _rows(corpora, ("text",)):
         words.update(normal(row["text"]).split())
     return words
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from evals import baselines, plots, tasks
 from evals.probes import HELDOUT, INVENTED, KNOWN, TRAIN, UNKNOWN, Probe, read_probes
+from evals.sets import N_SUMS, SUMS_SEED
 from evals.statistics import Proportion, newcombe_difference, paired_bootstrap, proportion
 from model.environments import Environment
 from model.run_log import ConfigError, Job, run_main, settings, write_json
@@ -43,16 +44,14 @@ KNOWLEDGE = {
 class EvalConfig:
     """The section `eval_reports` of params.yaml."""
 
-    problems: int = 600  # held-out problems of the task, different ones
+    problems: int = N_SUMS  # held-out problems of the task, different ones
     facts: int = 150  # held-out subjects of each kind at most
     max_new_tokens: int = 48
     heldout_bytes: int = 500_000  # of held-out text at most, for bits per byte
     baseline_bytes: int = 64_000_000  # of training text at most, given to zstd as dictionary
     min_gain: float = 0.15  # accuracy that RL must add to be promoted
     max_loss: float = 0.15  # recall that it may lose, and hallucination that it may gain
-    seed: int = (
-        20_000  # of the held-out problems; another than training's, though the split already parts them
-    )
+    seed: int = SUMS_SEED  # of the held-out problems
     threads: int = 2
 
     def __post_init__(self):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dagster as dg
 
 CORPUS = ("raw_crawl", "cleaned_corpus")
-MODELS = ("tokenizer", "base_model", "sft_model", "rl_model", "eval_reports")
+MODELS = ("training_set", "tokenizer", "base_model", "sft_model", "rl_model", "eval_reports")
 
 
 def refresh_corpus(partitions: dg.PartitionsDefinition) -> dg.UnresolvedAssetJobDefinition:
@@ -26,7 +26,7 @@ def retrain() -> dg.UnresolvedAssetJobDefinition:
     return dg.define_asset_job(
         "retrain",
         selection=list(MODELS),
-        description="Tokenizer, base, SFT and RL model, and their reports, from the corpus as it stands. "
+        description="Training set, tokenizer, base, SFT and RL model, and their reports, from the corpus as it stands. "
         "Stages whose inputs have not changed re-use their versions.",
     )
 

@@ -13,6 +13,7 @@ Notable:
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -51,6 +52,11 @@ class TokenData:
         """A document's tokens and the separator after it."""
         start = self.start[document]
         return self._shards[self.shard[document]][start : start + self.length[document]]
+
+    def texts(self, tokenizer) -> Iterator[tuple[str, str]]:
+        """(record_id, text) of every document, decoded from its tokens."""
+        for document, record_id in enumerate(self.record_ids.to_pylist()):
+            yield record_id, tokenizer.decode(self.tokens(document)[:-1].tolist())
 
     def find(self, record_id: str) -> list[int]:
         """The documents made from this crawl record (several if several crawls have it)."""

@@ -2,8 +2,9 @@
 
     python -m model.pretrain --config FILE.json      (or: torchrun --nproc-per-node N -m model.pretrain …)
 
-inputs: cleaned_corpus (folders), tokenizer (a folder). Writes a Hugging Face model folder with tokens/ (the
-shards and their index), curve.jsonl (step, tokens, loss, lr, held_out_bpb) and summary.json beside the weights.
+inputs: cleaned_corpus (folders), tokenizer (a folder) and, if documents are to be left out, training_set (a folder).
+Writes a Hugging Face model folder with tokens/ (the shards and their index), curve.jsonl (step, tokens, loss, lr,
+held_out_bpb) and summary.json beside the weights.
 
 Bits per byte of the held-out documents: each document is scored from an empty context that holds only the
 separator, in windows of seq_len predictions that do not overlap and see only themselves (a window's first input
@@ -26,7 +27,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from model import checkpoint, engine, loader, shards, tokenizer, trainer, transformer
+from model import checkpoint, documents, engine, loader, shards, tokenizer, trainer, transformer
 from model.checkpoint import code_hash, folder_hash
 from model.engine import World
 from model.loader import Loader, TokenData
@@ -120,10 +121,11 @@ def pretrain(job: Job) -> None:
     """Tokenise, train, measure, export: job.out, whole or not at all."""
     config = settings(PretrainConfig, {"seed": job.seed} | job.params, "base_model")
     corpora, vocabulary = job.input("cleaned_corpus"), job.input("tokenizer")
+    training_set = job.input("training_set") if "training_set" in job.inputs else None
     world = engine.join(config)
     words = tokenizer.load_tokenizer(vocabulary)
     config = config.dialled(words.vocab_size)
-    tokens = make_tokens(corpora, vocabulary, words, config, job, world)
+    tokens = make_tokens(corpora, training_set, vocabulary, words, config, job, world)
     data = TokenData(tokens)
     feed = Loader(data, config.seq_len, config.batch_tokens // config.seq_len, config.seed)
     torch.manual_seed(config.seed)
@@ -146,18 +148,27 @@ def pretrain(job: Job) -> None:
     engine.leave()
 
 
-def make_tokens(corpora, vocabulary: Path, words, config: PretrainConfig, job: Job, world: World) -> Path:
+def make_tokens(
+    corpora,
+    training_set: Path | None,
+    vocabulary: Path,
+    words,
+    config: PretrainConfig,
+    job: Job,
+    world: World,
+) -> Path:
     """The token shards in job.work, made unless an earlier run made them from the same inputs."""
     split = SplitConfig(config.held_out, config.upsample)
     vocabulary_hash = folder_hash(vocabulary)
     inputs = [folder_hash(Path(c) / "documents") for c in sorted(map(Path, corpora), key=lambda c: c.name)]
-    key = checkpoint.text_hash(repr((inputs, vocabulary_hash, split, code_hash(shards))))
+    inputs += [folder_hash(training_set / "ledger")] if training_set else []
+    key = checkpoint.text_hash(repr((inputs, vocabulary_hash, split, code_hash(shards, documents))))
     folder = job.work / f"tokens-{key[:16]}"
     if world.rank == 0:
         if folder.is_dir():
             check_shards(folder)
         else:
-            write_shards(corpora, words, folder, split, job.log, vocabulary_hash)
+            write_shards(corpora, words, folder, split, job.log, vocabulary_hash, training_set)
     world.barrier()
     return folder
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.checkpoint import file_hash
+from model.documents import document_files, left_out, read_documents
 from model.run_log import ConfigError, Refusal, RunLog, write_json
 
 TRAIN, HELD_OUT = "train", "held_out"
@@ -65,41 +66,37 @@ class SplitConfig:
 
 
 def write_shards(
-    corpora: Sequence[Path], tokenizer, out: Path, split: SplitConfig, log: RunLog, tokenizer_hash: str = ""
+    corpora: Sequence[Path],
+    tokenizer,
+    out: Path,
+    split: SplitConfig,
+    log: RunLog,
+    tokenizer_hash: str = "",
+    training_set: Path | None = None,
 ) -> dict:
     """Tokenise the documents of the cleaned corpora into `out` (must not exist); its manifest.
 
-    The folder appears by rename when it is complete. Raises Refusal if there is no document.
+    `training_set` names those that are left out. The folder appears by rename when it is complete. Raises Refusal
+    if there is no document.
     """
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     writer = _Writer(partial, np.uint16 if tokenizer.vocab_size < 65_535 else np.uint32, tokenizer.eos_id)
-    files = document_files(corpora)
-    total = sum(pq.read_metadata(file).num_rows for file in files)
-    if not total:
+    total = sum(pq.read_metadata(file).num_rows for file in document_files(corpora))
+    total -= len(left_out(training_set))
+    if total <= 0:
         raise Refusal(
             f"{', '.join(map(str, corpora))}: no documents to train on. Look at the corpus' funnel."
         )
     with log.progress(total, "tokenising", "documents") as bar:
-        for rows in _batches(files):
+        for rows in read_documents(corpora, COLUMNS, training_set, ENCODE_AT_ONCE):
             writer.add(rows, tokenizer.encode_batch(rows["text"]))
             bar.update(len(rows["text"]))
     manifest = writer.finish(split, log) | {"tokenizer_sha256": tokenizer_hash}
     write_json(partial / "manifest.json", manifest)
     partial.rename(out)
     return manifest
-
-
-def document_files(corpora: Sequence[Path]) -> list[Path]:
-    """The documents Parquet files of cleaned corpora, by corpus name, then file name."""
-    files = []
-    for corpus in sorted(map(Path, corpora), key=lambda c: c.name):
-        found = sorted((corpus / "documents").glob("*.parquet"))
-        if not found:
-            raise ConfigError(f"{corpus}/documents holds no Parquet file: it is not a cleaned corpus.")
-        files += found
-    return files
 
 
 def share_of(key: str) -> float:
@@ -215,10 +212,3 @@ class _Writer:
         if self.file is not None:
             self.file.close()
             self.shards[-1] |= {"tokens": self.used, "sha256": file_hash(Path(self.file.name))}
-
-
-def _batches(files: list[Path]) -> Iterator[dict[str, list]]:
-    for path in files:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(ENCODE_AT_ONCE, columns=COLUMNS):
-                yield batch.to_pydict()

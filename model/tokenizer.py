@@ -14,7 +14,7 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -184,31 +184,26 @@ class Tokenizer:
 
 
 def main() -> None:
-    """Train from a JSON file: {"params": {…}, "inputs": {"cleaned_corpus": [folders]}, "out": folder}."""
+    """Train from a JSON file: {"params": {…}, "inputs": {"cleaned_corpus": [folders], …}, "out": folder}."""
     parser = argparse.ArgumentParser(description="Learn a byte-level BPE vocabulary from a cleaned corpus.")
     parser.add_argument("--config", type=Path, required=True, help="JSON: params, inputs.cleaned_corpus, out")
     config = json.loads(parser.parse_args().config.read_text())
     folders = [Path(folder) for folder in config["inputs"]["cleaned_corpus"]]
-    train_tokenizer(
-        read_documents(folders), Path(config["out"]), TokenizerConfig.from_params(config.get("params", {}))
-    )
+    training_set = config["inputs"].get("training_set")
+    texts = read_texts(folders, Path(training_set) if training_set else None)
+    train_tokenizer(texts, Path(config["out"]), TokenizerConfig.from_params(config.get("params", {})))
     result = {"vocab_size": load_tokenizer(config["out"]).vocab_size}
     if config.get("result"):
         Path(config["result"]).write_text(json.dumps(result))
     print(json.dumps(result))
 
 
-def read_documents(folders: list[Path]) -> Iterator[str]:
-    """The column `text` of every documents/*.parquet, folders and files in order of name."""
-    import pyarrow.parquet as pq
+def read_texts(corpora: Sequence[Path], training_set: Path | None = None) -> Iterator[str]:
+    """The texts that training reads, in the order of files and rows."""
+    from model.documents import read_documents
 
-    for folder in sorted(folders):
-        files = sorted((folder / "documents").glob("*.parquet"))
-        if not files:
-            raise FileNotFoundError(f"{folder}/documents holds no *.parquet: is it a cleaned_corpus folder?")
-        for file in files:
-            for batch in pq.ParquetFile(file).iter_batches(columns=["text"]):
-                yield from batch.column("text").to_pylist()
+    for batch in read_documents(corpora, ["text"], training_set):
+        yield from batch["text"]
 
 
 def _write_folder(bpe: tokenizers.Tokenizer, out: Path, chat_template: str) -> None:

@@ -20,6 +20,7 @@ import pytest
 STAGES = (
     "raw_crawl@sample",
     "cleaned_corpus@sample",
+    "training_set",
     "tokenizer",
     "base_model",
     "sft_model",

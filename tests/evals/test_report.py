@@ -63,10 +63,10 @@ def write_corpus(folder: Path) -> None:
 
 
 def write_tokenizer(root: Path) -> None:
-    from model.tokenizer import TokenizerConfig, read_documents, train_tokenizer
+    from model.tokenizer import TokenizerConfig, read_texts, train_tokenizer
 
     train_tokenizer(
-        read_documents([root / "corpus" / "toy"]), root / "tokenizer", TokenizerConfig(vocab_size=400)
+        read_texts([root / "corpus" / "toy"]), root / "tokenizer", TokenizerConfig(vocab_size=400)
     )
 
 
