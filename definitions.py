@@ -10,6 +10,7 @@ from assets.stage import as_asset
 from jobs.partitions import crawl_partitions
 from jobs.retrain import refresh_corpus, retrain, weekly_retrain
 from resources.dvc_ledger import DvcLedger
+from resources.engine import ExecutionEngine
 from resources.launch import TrainingLauncher
 from resources.tracking import MlflowTracker
 from resources.workspace import Workspace
@@ -33,6 +34,7 @@ def define(root: Path = ROOT) -> dg.Definitions:
             "ledger": ledger,
             "tracker": MlflowTracker(root=str(root)),
             "launcher": TrainingLauncher(root=str(root)),
+            "engine": ExecutionEngine.from_environment(),
         },
         executor=dg.multiprocess_executor.configured(
             {"start_method": {"forkserver": {"preload_modules": ["definitions"]}}, "max_concurrent": 2}

@@ -138,6 +138,7 @@ def clean(
         list[Path] | None,
         typer.Option(help="A cleaned corpus whose pages shall not come again; oldest first, repeatable."),
     ] = None,
+    engine: Annotated[str, typer.Option(help="Where the work runs: local, ray or slurm.")] = "local",
     as_json: Json = False,
 ) -> None:
     """Clean crawl files into text, by themselves: no Dagster, no DVC, just files in and files out."""
@@ -152,7 +153,14 @@ def clean(
         config = CleanConfig(languages=tuple(word for word in languages.split(",") if word))
         work = out_dir.parent / f".{out_dir.name}.work"  # finished units, found again if this is interrupted
         stats = clean_crawl(
-            pairs, out_dir, work, config, crawl=out_dir.name, workers=workers, against=against or ()
+            pairs,
+            out_dir,
+            work,
+            config,
+            crawl=out_dir.name,
+            workers=workers,
+            against=against or (),
+            engine=engine,
         )
         shutil.rmtree(work)
     if as_json:

@@ -36,6 +36,7 @@ def cleaned_corpus(run: StageRun) -> Evidence:
         crawl=run.partition,
         truth=truth if truth.exists() else None,
         hashes={f.file: f.sha256 for f in files},
+        **run.engine.settings(),
     )
     counts = check_conservation(run.out, records=sum(f.records for f in files))
     leaks = [

@@ -51,6 +51,7 @@ class StageRun:
     root: Path
     context: dg.AssetExecutionContext
     launcher: Any
+    engine: Any  # where work units run (resources.engine.ExecutionEngine)
     tracked: Any  # the MLflow run (resources.tracking.TrackedRun), or None
 
     def launch(self, module: str, out: Path | None = None, **more_inputs: Path) -> dict[str, Any]:
@@ -129,7 +130,7 @@ def as_asset(stage: Stage, ledger: Any, partitions: dg.PartitionsDefinition) -> 
         config_schema=LAUNCHPAD,
         output_required=False,
         pool=stage.pool,
-        required_resource_keys={"workspace", "ledger", "tracker", "launcher"},
+        required_resource_keys={"workspace", "ledger", "tracker", "launcher", "engine"},
         metadata={
             "dagster/code_references": dg.CodeReferencesMetadataValue(
                 code_references=[
@@ -187,6 +188,7 @@ def _materialize(context: dg.AssetExecutionContext, stage: Stage, name: str, for
                     root=ledger.root,
                     context=context,
                     launcher=resources.launcher,
+                    engine=resources.engine,
                     tracked=tracked,
                 )
             )

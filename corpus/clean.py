@@ -27,7 +27,8 @@ import pyarrow.parquet as pq
 from corpus import ledger
 from corpus.across import drop_duplicates, part_name, read_elder, read_gone
 from corpus.config import CleanConfig
-from corpus.engines.pool import WorkerFailed, default_workers, run_tasks
+from corpus.engines import ENGINES, Engine, WorkerFailed, choose
+from corpus.engines.pool import LocalEngine
 from corpus.pii import find_pii, replace_spans
 from corpus.signatures import after_dedup, write_signatures
 from corpus.unit import UnitTask, clean_unit, note_death
@@ -115,6 +116,7 @@ def clean_crawl(
     truth: Path | None = None,
     hashes: dict[str, str] | None = None,
     against: Sequence[Path] = (),
+    engine: str | Engine = "local",
 ) -> CleanStats:
     """Clean the files of a crawl into out/documents, out/ledger, out/signatures and out/stats.json.
 
@@ -122,6 +124,7 @@ def clean_crawl(
     processes, default one a core, 0 for none. `truth`: truth.parquet of a built sample, to score against.
     `hashes`: SHA-256 of files by name where known (a manifest has them), which saves reading them twice.
     `against`: cleaned corpora of older crawls, oldest first; what they hold is dropped here as duplicate.
+    `engine`: where the units run, "local", "ray" or "slurm" (docs/engines.md); it changes no byte.
     Raises CleaningFailed with a sentence; TooManyFailures only after `out` is written, so that it can be looked at.
     """
     started, out, work, config = time.monotonic(), Path(out), Path(work), config or CleanConfig()
@@ -133,18 +136,20 @@ def clean_crawl(
             if twice
             else f"There is no file to clean for crawl '{crawl}'. Check the paths or the pattern."
         )
-    workers = default_workers() if workers is None else workers
+    engine = choose(engine, work, workers)
     _check_writable(out, work)
     elders = [read_elder(folder, config) for folder in against]
     try:
-        tasks = [_unit_task(n, str(s), crawl, work, config, workers, hashes) for n, s in sorted(files)]
-        units = _clean_units(tasks, workers)
+        tasks = [_unit_task(n, str(s), crawl, work, config, engine.apart, hashes) for n, s in sorted(files)]
+        units = _clean_units(tasks, engine)
         gone = out.with_name(out.name + ".dedup")
         drop_duplicates(units, config, gone, elders)
-        stats = _publish(tasks, units, gone, out, config, crawl, workers, truth)
+        stats = _publish(tasks, units, gone, out, config, crawl, engine, truth)
         shutil.rmtree(gone)
     except (OSError, WorkerFailed) as error:
         raise CleaningFailed(f"Cleaning crawl '{crawl}' stopped: {_reason(error, out)}") from error
+    finally:
+        engine.close()
     _check_failure_rate(stats, config, out)
     return CleanStats(stats, time.monotonic() - started)
 
@@ -199,17 +204,17 @@ def _unit_task(
     crawl: str,
     work: Path,
     config: CleanConfig,
-    workers: int,
+    limited: bool,
     hashes: dict[str, str] | None,
 ) -> UnitTask:
     content = (hashes or {}).get(name) or _sha256(source)
     key = hashlib.sha256("\n".join((name, crawl, content, config.hash, code_hash())).encode()).hexdigest()[
         :32
     ]
-    return UnitTask(name, source, crawl, work / "units" / key, config, limited=workers > 0)
+    return UnitTask(name, source, crawl, work / "units" / key, config, limited)
 
 
-def _clean_units(tasks: list[UnitTask], workers: int) -> list[Path]:
+def _clean_units(tasks: list[UnitTask], engine: Engine) -> list[Path]:
     from tqdm import tqdm
 
     pending = [task for task in tasks if not (task.folder / "unit.json").is_file()]
@@ -224,7 +229,7 @@ def _clean_units(tasks: list[UnitTask], workers: int) -> list[Path]:
         disable=not pending,
     )
     with bar:
-        for index, _ in run_tasks(clean_unit, pending, workers, bar.update, note_death):
+        for index, _ in engine.run(clean_unit, pending, bar.update, note_death):
             bar.set_postfix_str(pending[index].name[-32:], refresh=False)
     return [task.folder for task in tasks]
 
@@ -240,7 +245,7 @@ def _publish(
     out: Path,
     config: CleanConfig,
     crawl: str,
-    workers: int,
+    engine: Engine,
     truth: Path | None,
 ) -> dict[str, Any]:
     partial = out.with_name(out.name + ".partial")
@@ -252,7 +257,8 @@ def _publish(
         for number, unit in enumerate(units)
     ]
     parts: list[dict[str, Any]] = [{}] * len(finals)
-    for index, part in run_tasks(write_part, finals, min(workers, len(finals)) if len(finals) > 1 else 0):
+    writer = engine if len(finals) > 1 else LocalEngine(workers=0)
+    for index, part in writer.run(write_part, finals):
         parts[index] = part
     stats = _summary(crawl, config, tasks, units, parts)
     if truth is not None:
@@ -277,7 +283,7 @@ def _swap(partial: Path, out: Path) -> None:
 
 
 def write_part(task: _FinalTask, progress: Any = None) -> dict[str, Any]:
-    """Write the documents and the ledger of one unit; return what stats.json needs to know of them."""
+    """Write one unit's documents and ledger; return what stats.json needs to know of them, fit for JSON."""
     rows = pq.read_table(task.unit / "ledger.parquet").to_pylist()
     documents, found, pii = [], {}, Counter()
     words, texts = Counter(), pq.read_table(task.unit / "documents.parquet").to_pylist()
@@ -307,7 +313,7 @@ def write_part(task: _FinalTask, progress: Any = None) -> dict[str, Any]:
     signed = after_dedup(signed, {row: (reason.step, reason.duplicate_of) for row, reason in gone.items()})
     write_signatures(signed, task.out / "signatures" / task.part)
     return {
-        "rows": ledger.count_rows(rows),
+        "rows": [[*key, count] for key, count in ledger.count_rows(rows).items()],
         "hosts": Counter(document["host"] for document in documents),
         "hosts_read": Counter(row["host"] for row in rows),
         "scores": Counter(_score_bin(document["language_score"]) for document in documents),
@@ -341,9 +347,11 @@ def _summary(
     """The content of stats.json, without the scores."""
 
     def total(name: str) -> Counter:
-        return sum((part[name] for part in parts), Counter())
+        return sum((Counter(part[name]) for part in parts), Counter())
 
-    rows: Counter = sum((Counter(part["rows"]) for part in parts), Counter())
+    rows: Counter = Counter()
+    for stage, rule, outcome, count in (row for part in parts for row in part["rows"]):
+        rows[stage, rule, outcome] += count
     outcomes = Counter()
     for (_, _, outcome), count in rows.items():
         outcomes[outcome] += count
@@ -439,13 +447,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--languages", default="en", help="codes, comma-separated; empty keeps all (default: en)"
     )
     parser.add_argument("--workers", type=int, help="processes (default: one a core)")
+    parser.add_argument("--engine", choices=ENGINES, default="local", help="where the units run")
     options = parser.parse_args(arguments)
     languages = tuple(code.strip() for code in options.languages.split(",") if code.strip())
     files = [(Path(warc).name, warc) for warc in options.warc]
     work = options.work or options.out.with_name(options.out.name + ".work")
     try:
         stats = clean_crawl(
-            files, options.out, work, CleanConfig(languages=languages), workers=options.workers
+            files,
+            options.out,
+            work,
+            CleanConfig(languages=languages),
+            workers=options.workers,
+            engine=options.engine,
         )
     except CleaningFailed as error:
         print(error, file=sys.stderr)
@@ -455,4 +469,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    import corpus.clean  # workers look for functions there, not in __main__
+
+    sys.exit(corpus.clean.main())

@@ -91,18 +91,16 @@ def crash_file(task: UnitTask) -> Path:
     return task.folder.with_name(task.folder.name + ".crashes.json")
 
 
-def note_death(task: UnitTask, exit_code: int) -> None:
-    """Called by the pool when a worker died: remember the record it stood at.
+def note_death(task: UnitTask, exit_code: int) -> bool:
+    """Called by the engine when a worker died: remember the record it stood at. True where it is given up.
 
     A page that used up its processor time is given up at once; any other death is forgiven once, because workers
     are also killed by people and by the kernel when memory is short.
     """
     place = partial_folder(task) / "at"
-    if not place.is_file():
-        return
-    at = place.read_text().strip()
+    at = place.read_text().strip() if place.is_file() else ""
     if not at:
-        return
+        return False
     crashes = _crashes(task)
     too_slow = exit_code == -signal.SIGXCPU
     before = crashes.get(at)
@@ -110,6 +108,7 @@ def note_death(task: UnitTask, exit_code: int) -> None:
     file = crash_file(task)
     file.with_suffix(".tmp").write_text(json.dumps(crashes))
     file.with_suffix(".tmp").replace(file)
+    return crashes[at] != "once"
 
 
 def _crashes(task: UnitTask) -> dict[str, str]:

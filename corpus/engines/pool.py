@@ -1,28 +1,57 @@
 """A process pool that survives its workers: a killed worker is replaced and its task done again.
 
 Notable: the pool knows which task a dead worker held (an executor of the standard library gives up all of them);
-workers die with the process that started them, even when that is killed by SIGKILL (PR_SET_PDEATHSIG); tasks are
-given out in order and results may come back in any, so nothing may depend on who did what.
+workers die with the process that started them, even when that is killed by SIGKILL (PR_SET_PDEATHSIG); a worker
+loads what its function needs and never the caller's main module (multiprocessing's "spawn" does, which under Ray
+costs a second and on a notebook fails); tasks are given out in order and results may come back in any, so nothing
+may depend on who did what.
 """
 
 import contextlib
 import ctypes
-import multiprocessing
+import json
 import os
 import signal
+import socket
+import subprocess
 import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from corpus.engines import OnDeath, Unit, WorkerFailed
+
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-MAX_DEATHS = 5  # of workers on one task, before the task is given up
+MAX_DEATHS = 5  # unexplained deaths of workers on one task, before the task is given up
 
 
-class WorkerFailed(RuntimeError):
-    """A task raised, or killed every worker that took it. The message says which and why."""
+@dataclass(frozen=True)
+class LocalEngine:
+    """A pool of processes on this machine; `workers` None is one a core, 0 is this process itself."""
+
+    workers: int | None = None
+
+    @property
+    def apart(self) -> bool:
+        """Whether units run in processes of their own."""
+        return self.workers != 0
+
+    def run(
+        self,
+        function: Unit,
+        tasks: Sequence[Any],
+        on_progress: Callable[[int], None] = lambda amount: None,
+        on_death: OnDeath | None = None,
+    ) -> Iterator[tuple[int, Any]]:
+        """See corpus.engines.Engine."""
+        workers = default_workers() if self.workers is None else self.workers
+        return run_tasks(function, tasks, workers, on_progress, on_death)
+
+    def close(self) -> None:
+        """Nothing is kept."""
 
 
 def default_workers() -> int:
@@ -38,13 +67,21 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def _work(connection: Connection, function: Callable, parent: int) -> None:
+# What a worker's process is told to run: arguments are its socket, its parent, and where modules are found.
+PROGRAM = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[3]); "
+    "from corpus.engines.pool import work; work(int(sys.argv[1]), int(sys.argv[2]))"
+)
+
+
+def work(socket_number: int, parent: int) -> None:
+    """The life of a worker: receive a function, then tasks; send back progress and results."""
     die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    connection = Connection(socket_number)
+    function = connection.recv()
     while True:
         task = connection.recv()
-        if task is None:
-            return
         try:
             answer = ("done", function(task, lambda amount: connection.send(("progress", amount))))
         except Exception as error:  # handed to the parent, which raises it
@@ -53,52 +90,63 @@ def _work(connection: Connection, function: Callable, parent: int) -> None:
 
 
 class _Worker:
-    """One process, its pipe, and the index of the task it holds."""
+    """One process, its socket (which ends with it), and the index of the task it holds."""
 
     def __init__(self, function: Callable):
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, function, os.getpid()), daemon=True)
-        self.process.start()
-        theirs.close()
+        ours, theirs = socket.socketpair()
+        arguments = [str(theirs.fileno()), str(os.getpid()), json.dumps(sys.path)]
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", PROGRAM, *arguments],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+            )
+        self.connection = Connection(ours.detach())
+        with contextlib.suppress(BrokenPipeError):  # dead already: noticed when it is given a task
+            self.connection.send(function)
         self.task: int | None = None
 
     def stop(self) -> None:
         self.process.kill()
-        self.process.join()
+        self.process.wait()
         self.connection.close()
 
 
 def run_tasks(
-    function: Callable[[Any, Callable[[int], None]], Any],
+    function: Unit,
     tasks: Sequence[Any],
     workers: int,
     on_progress: Callable[[int], None] = lambda amount: None,
-    on_death: Callable[[Any, int], None] = lambda task, code: None,
+    on_death: OnDeath | None = None,
 ) -> Iterator[tuple[int, Any]]:
     """Run function(task, progress) for every task in `workers` processes; yield (index, result) as they end.
 
     `function` must be importable by name; `workers` 0 runs it in this process. `progress(amount)` in the worker calls
-    `on_progress` here. `on_death(task, exit code)` is called before a task is done again. Raises WorkerFailed for
-    a task that raised or whose workers died MAX_DEATHS times.
+    `on_progress` here. `on_death(task, exit code)` is called before a task is done again; where it returns True the
+    cause is known and will not return. Raises WorkerFailed for a task that raised or whose workers died MAX_DEATHS
+    times of unknown causes, one after the other.
     """
     if workers <= 0:
         for index, task in enumerate(tasks):
             yield index, function(task, on_progress)
         return
+    if function.__module__ == "__main__":
+        raise ValueError(
+            f"{function.__qualname__} stands in the main program, which workers do not load. "
+            "Put it into a module that can be imported."
+        )
     waiting, deaths = deque(range(len(tasks))), [0] * len(tasks)
     pool: list[_Worker] = []
     try:
-        pool += [_Worker(function) for _ in range(min(workers, len(tasks)))]
+        for _ in range(min(workers, len(tasks))):
+            pool.append(_Worker(function))
         unfinished = len(tasks)
         while unfinished:
             for worker in pool:
                 _give(worker, waiting, tasks)
-            ready = set(
-                wait([x for w in pool for x in (w.connection, w.process.sentinel) if w.task is not None])
-            )
+            ready = wait([worker.connection for worker in pool if worker.task is not None])
             for place, worker in enumerate(pool):
-                if worker.task is None or not {worker.connection, worker.process.sentinel} & ready:
+                if worker.connection not in ready:
                     continue
                 message = _receive(worker)
                 if message is None:
@@ -119,14 +167,14 @@ def run_tasks(
 def _give(worker: _Worker, waiting: deque[int], tasks: Sequence[Any]) -> None:
     if worker.task is None and waiting:
         worker.task = waiting.popleft()
-        with contextlib.suppress(BrokenPipeError):  # it died idle: noticed by its sentinel, and replaced
+        with contextlib.suppress(BrokenPipeError):  # it died idle: noticed by its socket's end, and replaced
             worker.connection.send(tasks[worker.task])
 
 
 def _receive(worker: _Worker) -> tuple[str, Any] | None:
     """The worker's next message, or None where it is dead and has left none."""
     try:
-        return worker.connection.recv() if worker.connection.poll() else None
+        return worker.connection.recv()
     except (EOFError, ConnectionResetError):
         return None
 
@@ -137,19 +185,18 @@ def _replace(
     tasks: Sequence[Any],
     deaths: list[int],
     waiting: deque[int],
-    on_death: Callable[[Any, int], None],
+    on_death: OnDeath | None,
 ) -> _Worker:
     """Bury a dead worker, put its task first in the line, and start another."""
     index = worker.task
-    worker.process.join()
-    code = worker.process.exitcode or 0
+    code = worker.process.wait()
     worker.connection.close()
-    deaths[index] += 1
+    explained = on_death is not None and on_death(tasks[index], code)
+    deaths[index] = 0 if explained else deaths[index] + 1
     if deaths[index] >= MAX_DEATHS:
         raise WorkerFailed(
             f"{deaths[index]} workers died on the same task (last exit code {code}). Where the code is -9, the "
             "machine may be short of memory: use fewer workers."
         )
-    on_death(tasks[index], code)
     waiting.appendleft(index)
     return _Worker(function)

@@ -132,7 +132,7 @@ def kill_a_worker_at_work(work: Path, killed: list[int]) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         at_work = [at for at in work.rglob("at") if at.is_file() and at.stat().st_size]
-        workers = [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
+        workers = [p for p in psutil.Process().children() if "engines.pool" in " ".join(p.cmdline())]
         if at_work and workers:
             workers[0].kill()
             killed.append(workers[0].pid)
