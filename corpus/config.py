@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from corpus.extract import PROFILES
+from corpus.pii import KINDS
 from corpus.quality import DEFAULT_THRESHOLDS, FLAVOURS, Limits, limits_for
 
 BLOCKED_WORDS = (
@@ -85,8 +86,7 @@ class CleanConfig:
     minhash_seed: seed of the MinHash permutations.
     dedup_memory_mb: memory that deduplication may use, in MiB, beside what it must hold (docs/deduplication.md). The
         result does not depend on it.
-    remove_emails: replace e-mail addresses by <email>.
-    remove_ips: replace public IP addresses by <ip>.
+    remove_pii: kinds of personal data to replace by placeholders, of email, ip, phone, iban and card.
     max_failure_rate: largest share of failed (unreadable) records; more fails the whole corpus.
     failure_rate_records: crawls of fewer records are not held to max_failure_rate.
     """
@@ -113,18 +113,30 @@ class CleanConfig:
     minhash_rows: int = 8
     minhash_seed: int = 1
     dedup_memory_mb: int = 1024
-    remove_emails: bool = True
-    remove_ips: bool = True
+    remove_pii: tuple[str, ...] = KINDS
     max_failure_rate: float = 0.2
     failure_rate_records: int = 100
 
     def __post_init__(self):
-        for name in ("languages", "blocked_domains", "blocked_words", "suspect_words", "bad_words"):
+        for name in (
+            "languages",
+            "blocked_domains",
+            "blocked_words",
+            "suspect_words",
+            "bad_words",
+            "remove_pii",
+        ):
             value = getattr(self, name)
             if isinstance(value, str):
                 raise ValueError(f"cleaned_corpus.{name} is a list, e.g. [{value}], not the text '{value}'.")
             object.__setattr__(self, name, tuple(value))
         self._check_rules()
+        unknown = sorted(set(self.remove_pii) - set(KINDS))
+        if unknown:
+            raise ValueError(
+                f"cleaned_corpus.remove_pii has no kind named {', '.join(unknown)}. "
+                f"The kinds are: {', '.join(KINDS)}."
+            )
         if self.profile not in PROFILES:
             raise ValueError(
                 f"cleaned_corpus.profile is '{self.profile}'; the profiles are: {', '.join(PROFILES)}."

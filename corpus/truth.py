@@ -18,11 +18,12 @@ AFTER = {stage: ledger.STAGES[number:] for number, stage in enumerate(ledger.STA
 
 
 def score_truth(
-    truth: Path, folder: Path, pii_found: dict[str, list[str]], config: CleanConfig
+    truth: Path, folder: Path, pii_found: dict[str, list[tuple[str, str]]], config: CleanConfig
 ) -> dict[str, Any]:
     """Precision and recall, with their counts, of language, duplicate and PII handling, and word F1 of the text.
 
-    `truth` is the sample's truth.parquet, `folder` the cleaned corpus, `pii_found` what was replaced, by record.
+    `truth` is the sample's truth.parquet, `folder` the cleaned corpus, `pii_found` what was replaced, by record:
+    (kind, text) of each.
     """
     known = {row["record_id"]: row for row in pq.read_table(truth).to_pylist()}
     rows = {row["record_id"]: row for row in ledger.read_ledger(folder).to_pylist()}
@@ -89,21 +90,27 @@ def _root(known: dict, page: dict[str, Any]) -> str:
     return page["record_id"]
 
 
-def _pii(known: dict, kept: dict[str, str], found: dict[str, list[str]]) -> dict[str, Any]:
-    """Replacing planted addresses in the kept pages, each occurrence counted; those that extraction lost aside."""
-    counts = Counter()
+def _pii(known: dict, kept: dict[str, str], found: dict[str, list[tuple[str, str]]]) -> dict[str, Any]:
+    """Replacing planted personal data in the kept pages, over all and by kind, each occurrence counted.
+
+    What extraction lost before is counted aside.
+    """
+    counts: dict[str, Counter] = defaultdict(Counter)
     for record_id, text in kept.items():
-        page = known.get(record_id)
-        if page is None:
+        if record_id not in known:
             continue
-        planted = set(page["emails"] or []) | set(page["ips"] or [])
+        planted = {(item["kind"], item["text"]) for item in known[record_id]["pii"] or []}
         replaced = found.get(record_id, [])
-        right = sum(address in planted for address in replaced)
-        left = sum(text.count(address) for address in planted)
-        counts["right"] += right
-        counts["wrong"] += len(replaced) - right
-        counts["missed"] += left
-        counts["not_in_text"] += sum(address not in replaced and address not in text for address in planted)
+        for kind, shown in replaced:
+            counts[kind]["right" if (kind, shown) in planted else "wrong"] += 1
+        for kind, shown in planted:
+            counts[kind]["missed"] += text.count(shown)
+            counts[kind]["not_in_text"] += (kind, shown) not in replaced and shown not in text
+    scores = {kind: _with_lost(count) for kind, count in sorted(counts.items())}
+    return _with_lost(sum(counts.values(), Counter())) | {"kinds": scores}
+
+
+def _with_lost(counts: Counter) -> dict[str, Any]:
     scores = precision_recall(counts["right"], counts["wrong"], counts["missed"])
     return scores | {"not_in_text": counts["not_in_text"]}
 

@@ -25,18 +25,13 @@ from corpus.sources.sample_pages import (
     render,
     response,
 )
+from corpus.sources.sample_personal import plant_personal
 from corpus.sources.sample_text import Article, Texts, load_texts, sentences
 from corpus.sources.sample_trouble import (
     BROKEN_VARIANTS,
-    DECOYS,
-    EMAIL_SENTENCES,
-    IP_SENTENCES,
     SPAM_VARIANTS,
-    a_public_ip,
-    an_email,
     break_markup,
     near_copy,
-    plant_sentence,
     spam_article,
 )
 from corpus.sources.source import Brought, Place, at_least, local_files
@@ -60,7 +55,6 @@ SHARES = {  # of all pages: (share, at least); the rest are plain articles
     "revisit": (0.005, 1),
 }
 ENGLISH = ("almanac", "article", "blocked", "broken", "truncated")  # kinds that use up an English text each
-EMAIL_SHARE, IP_SHARE, DECOY_SHARE = 0.12, 0.06, 0.08  # of plain articles
 MIN_LETTERS = (
     0.82  # of words and signs hold a letter: Gopher's rule (0.8; arXiv 2112.11446, table A1) and a margin
 )
@@ -78,8 +72,7 @@ class Planted:
     expected_outcome: str
     variant: str = ""
     duplicate_of: "Planted | None" = None
-    emails: list[str] = field(default_factory=list)
-    ips: list[str] = field(default_factory=list)
+    pii: list[dict[str, str]] = field(default_factory=list)  # kind and text of each
     decoys: list[str] = field(default_factory=list)
     warc_type: str = "response"
     record_id: str = ""
@@ -231,27 +224,15 @@ class _Builder:
         return self.random().choice(sites) if number is None else sites[number % len(sites)]
 
     def _article(self, number: int) -> None:
-        random, article = self.random(), next(self.english)
-        truth: dict[str, list[str]] = {"emails": [], "ips": [], "decoys": []}
-        draw = random.random()
-        if number < 4 or draw < EMAIL_SHARE:
-            truth["emails"].append(an_email(random))
-            sentence = random.choice(EMAIL_SENTENCES).format(truth["emails"][0])
-            article = plant_sentence(article, sentence, random)
-        if number in (2, 3, 4, 5) or EMAIL_SHARE - IP_SHARE / 2 < draw < EMAIL_SHARE + IP_SHARE / 2:
-            truth["ips"].append(a_public_ip(random))
-            article = plant_sentence(article, random.choice(IP_SENTENCES).format(truth["ips"][0]), random)
-        if 5 < number < 6 + len(DECOYS) or draw > 1 - DECOY_SHARE:
-            truth["decoys"].append(DECOYS[number % len(DECOYS)])
-            article = plant_sentence(article, truth["decoys"][0], random)
-        self.add("article", article, self._site(number=number), "kept", **truth)
+        article, pii, decoys = plant_personal(next(self.english), number, self.random())
+        self.add("article", article, self._site(number=number), "kept", pii=pii, decoys=decoys)
 
     def _original(self, at_least: int = 0) -> Planted:
-        """A plain article without planted addresses that was not copied yet."""
+        """A plain article without planted data that was not copied yet."""
         plain = [
             p
             for p in self.planted
-            if p.kind == "article" and not (p.emails or p.ips or p.decoys) and p.url not in self.copied
+            if p.kind == "article" and not (p.pii or p.decoys) and p.url not in self.copied
         ]
         fitting = [p for p in plain if p.article.n_words >= at_least] or plain
         chosen = self.random().choice(fitting)
@@ -391,7 +372,6 @@ def _write_truth(path: Path, planted: list[Planted], source: str, pages: int, se
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    strings = pa.list_(pa.string())
     names = (
         "record_id",
         "url",
@@ -403,7 +383,8 @@ def _write_truth(path: Path, planted: list[Planted], source: str, pages: int, se
         "title",
         "text",
     )
-    fields = [(n, pa.string()) for n in names] + [(n, strings) for n in ("emails", "ips", "decoys")]
+    personal = pa.list_(pa.struct([("kind", pa.string()), ("text", pa.string())]))
+    fields = [*((name, pa.string()) for name in names), ("pii", personal), ("decoys", pa.list_(pa.string()))]
     rows = [
         {
             "record_id": p.record_id,
@@ -415,8 +396,7 @@ def _write_truth(path: Path, planted: list[Planted], source: str, pages: int, se
             "expected_outcome": p.expected_outcome,
             "title": p.article.title if p.article else "",
             "text": p.article.text if p.article else "",
-            "emails": p.emails,
-            "ips": p.ips,
+            "pii": p.pii,
             "decoys": p.decoys,
         }
         for p in planted

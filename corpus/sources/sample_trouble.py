@@ -1,10 +1,11 @@
-"""The trouble planted into the sample crawl: near-copies, spam, broken markup, addresses, and their decoys.
+"""The trouble planted into the sample crawl: near-copies, spam, broken markup.
+
+Personal data and their decoys are planted by sample_personal.py.
 
 Each function takes its own random generator, so that a page's trouble depends on nothing but the seed and the
 page's number. What is planted is returned, so that it can be written down as truth.
 """
 
-import ipaddress
 import re
 from dataclasses import replace
 from random import Random
@@ -62,58 +63,6 @@ def near_copy(article: Article, random: Random) -> tuple[Article, str]:
             return copy, variant
     copy = replace(article, paragraphs=(*article.paragraphs, "Last revised recently."))
     return copy, "sentence_added"
-
-
-EMAIL_NAMES = [
-    "m.keller",
-    "info",
-    "a.dubois",
-    "press-office",
-    "Sam.Archer",
-    "editor+letters",
-    "j_ortega",
-    "rosalind.voss",
-    "n.okafor",
-    "team42",
-]
-EMAIL_DOMAINS = [
-    "harbour-press.example",
-    "mail.fernwood.example",
-    "eastgate-news.example.org",
-    "quiet-library.example",
-    "lists.example.net",
-]
-EMAIL_SENTENCES = (
-    "Corrections to this entry may be sent to {} at any time.",
-    "The editor can be reached at {} on weekdays.",
-    "Please write to {}, and mention the title of this page.",
-)
-IP_SENTENCES = (
-    "The archive's old server answered at {} until it was moved.",
-    "A copy was once offered from the address {} without a name.",
-)
-DECOYS = (  # look like addresses and are none: nothing of them may be replaced
-    "The catalogue was typeset with version 3.14.2 of the program.",
-    "Inside the library's own network the text is found at 192.168.17.20 only.",
-    "The reading machine calls itself on 127.0.0.1 when it starts.",
-    "Its style sheet holds the rules @media and @import and little else.",
-    "Build 10.0.19041.1023 of the reader shows the page badly.",
-    "Write to us by post, not to someone at example dot com.",
-    "The passage is cited as section 12.4.1.3000 in older lists.",
-)
-
-
-def an_email(random: Random) -> str:
-    """An address under a reserved name."""
-    return f"{random.choice(EMAIL_NAMES)}@{random.choice(EMAIL_DOMAINS)}"
-
-
-def a_public_ip(random: Random) -> str:
-    """An IPv4 address that is globally routable (documentation ranges are not, and would not be replaced)."""
-    while True:
-        address = ipaddress.IPv4Address(random.randrange(1 << 24, 223 << 24))
-        if address.is_global and not address.is_multicast:
-            return str(address)
 
 
 def plant_sentence(article: Article, sentence: str, random: Random) -> Article:
