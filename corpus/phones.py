@@ -19,8 +19,9 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 MIN_DIGITS, MAX_DIGITS = 6, 15  # E.164: at most 15
-MAX_LABELLED = 18  # with a relay's prefix or an extension
+MAX_LABELLED = 20  # with a relay's prefix or an extension
 DIGIT = re.compile(r"\d")
+LATER = re.compile(r"[ \u00a0][+＋(（]*\d")
 GAP = r"[ \u00a0\u2009\u202f.()/（）\u2010-\u2015\u2212－-]"
 RUN = re.compile(rf"\d(?:{GAP}{{0,4}}\d){{5,}}")
 INTERNATIONAL = re.compile(r"00[1-9]")
@@ -38,11 +39,12 @@ THOUSANDS = re.compile(r"\d{1,3}(?:\.\d{3})+|\d{1,3}(?:[ \u00a0\u202f]\d{3})+|\d
 # Words for telephone and fax, in lower case, in the languages of the quality rules and their neighbours.
 LABEL = re.compile(
     r"(?P<sure>(?<![^\W\d_])(?:tel|tél|tlf|telf|fono?|ph|faxn?r?|faks|mob(?:il|iel)?|mobile|cell|handy|gsm|call|phones?"
-    r"|kom|whatsapp|τηλ|φαξ|κιν|тел|моб|portable)(?![^\W\d_])"
-    r"|(?:telef[oó]n|t[eé]l[eé]phon|telefoon|tele?fax|hotline|rufnummer|infolini|komórk|freephone|textphone|тел[еé]фон"
+    r"|kom|puh|tfn|whatsapp|zadzwoń|τηλ|φαξ|κιν|тел|моб|portable)(?![^\W\d_])"
+    r"|(?:tel[eé]f[oó]n|t[eé]l[eé]phon|telefoon|tele?fax|hotline|rufnummer|infolini|komórk|freephone|textphone|тел[еé]фон"
     r"|факс|τηλ[εέ]φων|puhelin)\w{0,3}"
+    r"|هاتف|فاكس|تلفون|جوال|전화"
     r"|[电電][话話]|[热熱][线線]|[专專][线線]|手[机機]|[传傳]真|[总總][机機]|座[机機]|携帯|[☎☏✆📞📱🕿])"
-    r"|(?<![^\W\d_])(?:calling|dial|contact|numer|nummer|numéro|número|zadzwoń|appel|ll[aá]m|anruf|erreich|kontakt|звон"
+    r"|(?<![^\W\d_])(?:calling|dial|contact|numer|nummer|numéro|número|appel|ll[aá]m|anruf|erreich|kontakt|звон"
     r"|номер|sms)\w{0,6}"
     r"|致电|撥打|拨打|洽詢|咨询|聯[系絡繫]|联系"
 )
@@ -124,13 +126,15 @@ def find_phones(
     for start, end in runs:
         for run in RUN.finditer(text, start, end):
             at, stop = run.span()
-            while stop - at >= MIN_DIGITS:
+            tries = 3  # as many places in a run are tried: "60 50 7 613-228-9800", but not a table
+            while stop - at >= MIN_DIGITS and tries:
                 span = _number_at(text, at, stop, found[-1] if found else None, language, host)
-                if span is None:
-                    break
-                found.append(span)
-                rest = DIGIT.search(text, span[1], stop)
-                at = rest.start() if rest else stop
+                if span:
+                    found.append(span)
+                else:
+                    tries -= 1
+                rest = DIGIT.search(text, span[1], stop) if span else LATER.search(text, at, stop)
+                at = rest.end() - 1 if rest else stop
     return found
 
 
@@ -147,6 +151,8 @@ def _number_at(
     if not (world or label or listed or LAYOUT.match(text, begin) or AFTER.match(text, stop)):
         return None
     glued = begin > 0 and (text[begin - 1].isalnum() or text[begin - 1] in ".-_") and text[begin] not in "+＋"
+    if text[begin - 1 : begin] == "," and text[begin - 2 : begin - 1].isdigit():  # 18,026.80
+        return None
     if (glued and label != "at" and not _is_cjk(text[begin - 1])) or _in_url(text, begin):
         return None
     for last in _ends(text, at, stop):
@@ -175,14 +181,16 @@ def _label(text: str, begin: int) -> str:
     if not labels:
         return ""
     last = labels[-1]
-    if last["sure"] and AT.fullmatch(before, last.end()):
+    head = before[before.rfind("\n", 0, last.start()) + 1 : last.start()].strip()
+    alone = not head or "\n" not in before[last.end() :]  # over a line's end only from a line of its own
+    if last["sure"] and alone and AT.fullmatch(before, last.end()):
         return "at"
     return "near" if NEAR.fullmatch(before, last.end()) else ""
 
 
 def _ends(text: str, start: int, end: int) -> list[int]:
     """Where a number that starts at `start` may end: at the end of the run, else before one of its last spaces."""
-    spaces = [place for place in range(end - 1, start, -1) if text[place] in " \u00a0"]
+    spaces = [place for place in range(end - 1, start, -1) if text[place] in " \u00a0/"]
     return [end, *spaces[:3]]
 
 
@@ -231,6 +239,8 @@ def _national(shown: str, region: str, near: bool) -> bool:
         return NORTH_AMERICAN.fullmatch(shown) is not None
     if not TRUNK.match(shown):
         return False
+    if re.fullmatch(r"[(（]\d{3,5}[)）] ?\d[\d -]{4,9}", shown):
+        return True
     area = national_significant_number(number)[: length_of_national_destination_code(number)]
     groups = re.findall(r"\d+", shown)
     return bool(area) and len(groups) > 1 and area in (groups[0], groups[0].removeprefix("0"))
