@@ -26,6 +26,8 @@ app = typer.Typer(
     "Exit codes: 0 well; 1 failed; 2 something disagrees (audit) or is out of date (status --check); "
     "3 not found (why).",
 )
+corpus_app = typer.Typer(no_args_is_help=True, help="Questions about a cleaned corpus.")
+app.add_typer(corpus_app, name="corpus")
 say = Console(stderr=True, highlight=False)  # what people read
 out = Console(highlight=False)  # what a program may read
 
@@ -139,6 +141,9 @@ def clean(
         typer.Option(help="A cleaned corpus whose pages shall not come again; oldest first, repeatable."),
     ] = None,
     engine: Annotated[str, typer.Option(help="Where the work runs: local, ray or slurm.")] = "local",
+    all_values: Annotated[
+        bool, typer.Option("--all-values", help="Keep every rule's value, for corpus simulate.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Clean crawl files into text, by themselves: no Dagster, no DVC, just files in and files out."""
@@ -150,7 +155,9 @@ def clean(
         if out_dir.exists() and any(out_dir.iterdir()):
             raise ValueError(f"{out_dir} is not empty. Name a new folder, so that nothing is overwritten.")
         pairs = [(name, path) for path, name in find_files(out_dir.name, files, Path.cwd())]
-        config = CleanConfig(languages=tuple(word for word in languages.split(",") if word))
+        config = CleanConfig(
+            languages=tuple(word for word in languages.split(",") if word), record_values=all_values
+        )
         work = out_dir.parent / f".{out_dir.name}.work"  # finished units, found again if this is interrupted
         stats = clean_crawl(
             pairs,
@@ -168,6 +175,39 @@ def clean(
     else:
         print_funnel(stats, out)
         out.print(f"\ndocuments, ledger and numbers: {out_dir}")
+
+
+@corpus_app.command()
+def simulate(
+    rule: Annotated[str, typer.Option(help="A rule of docs/rules.md, or language_score.")],
+    threshold: Annotated[str, typer.Option(help="The threshold to try: a number, or 'off'.")],
+    crawl: Annotated[
+        list[str] | None,
+        typer.Option(help="A crawl, or the folder of a cleaned corpus (default: all crawls)."),
+    ] = None,
+    language: Annotated[str | None, typer.Option(help="Try it for this language only, e.g. de.")] = None,
+    examples: Annotated[int, typer.Option(help="Pages to show of each kind of change.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Say how many documents another threshold would change, from the ledger alone: no crawl is read again."""
+    from corpus.simulate import print_simulation
+    from corpus.simulate import simulate as ask
+
+    with _plain_errors():
+        try:
+            limit = None if threshold == "off" else float(threshold)
+        except ValueError:
+            raise ValueError(f"--threshold {threshold}: give a number, or 'off'.") from None
+        corpora = ROOT / "data" / "cleaned_corpus"
+        names = crawl or sorted(path.name for path in corpora.glob("*") if (path / "ledger").is_dir())
+        folders = [Path(name) if Path(name).is_dir() else corpora / name for name in names]
+        if not folders:
+            raise FileNotFoundError("No crawl is cleaned yet. Clean one: stemma materialize cleaned_corpus")
+        found = ask(folders, rule, limit, language, examples)
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
+    else:
+        print_simulation(found, out)
 
 
 @app.command()

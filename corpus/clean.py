@@ -53,6 +53,7 @@ CODE = [
     "stream",
     "unit",
     "urls",
+    "values",
     "warc",
     "words",
 ]
@@ -252,7 +253,8 @@ def _publish(
 ) -> dict[str, Any]:
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    for kind in ("documents", "ledger", "signatures"):
+    values = ("values",) if config.record_values else ()
+    for kind in ("documents", "ledger", "signatures", *values):
         (partial / kind).mkdir(parents=True)
     finals = [
         _FinalTask(unit, part_name(number), partial, config, gone / part_name(number), truth is not None)
@@ -313,6 +315,8 @@ def write_part(task: _FinalTask, progress: Any = None) -> dict[str, Any]:
     signed = pq.read_table(task.unit / "signatures.parquet")
     signed = after_dedup(signed, {row: (reason.step, reason.duplicate_of) for row, reason in gone.items()})
     write_signatures(signed, task.out / "signatures" / task.part)
+    if task.config.record_values:
+        shutil.copyfile(task.unit / "values.parquet", task.out / "values" / task.part)
     return {
         "rows": [[*key, count] for key, count in ledger.count_rows(rows).items()],
         "hosts": Counter(document["host"] for document in documents),
@@ -362,6 +366,7 @@ def _summary(
     return {
         "crawl": crawl,
         "config_hash": config.hash,
+        "rules": config.rule_settings(),
         "files": [task.name for task in tasks],
         "records": sum(outcomes.values()),
         **{outcome: outcomes[outcome] for outcome in ledger.OUTCOMES},

@@ -54,6 +54,7 @@ SUSPECT_WORDS = (
     ),
     *("viagra", "webcam", "webcams"),
 )
+RULE_SETTINGS = ("languages", "language_score", "rules", "thresholds", "language_thresholds", "bad_words")
 
 
 DECIDE_NOTHING = ("dedup_memory_mb",)  # settings that no byte of the corpus depends on
@@ -75,6 +76,7 @@ class CleanConfig:
     rules: where papers and published code differ: "fineweb" (what made FineWeb and FineWeb-2) or "papers".
     thresholds: quality thresholds by rule name, over those of `rules`; null switches a rule off (docs/rules.md).
     language_thresholds: the same for one language, e.g. {"de": {"gopher_min_words": 40}}.
+    record_values: keep every rule's value for every page, for `stemma corpus simulate` (some 100 bytes a page).
     bad_words: words that drop a page whose text has one (C4's list is LDNOOBW's; none is shipped).
     dedup_urls: keep one page of each canonical URL.
     dedup_texts: keep one page of each text (case and space aside).
@@ -104,6 +106,7 @@ class CleanConfig:
     thresholds: Mapping[str, float | None] = field(default_factory=dict)
     language_thresholds: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     bad_words: tuple[str, ...] = ()
+    record_values: bool = False
     dedup_urls: bool = True
     dedup_texts: bool = True
     dedup_near: bool = True
@@ -160,6 +163,10 @@ class CleanConfig:
         object.__setattr__(self, "thresholds", dict(sorted(self.thresholds.items())))
         by_language = {code: dict(sorted(own.items())) for code, own in self.language_thresholds.items()}
         object.__setattr__(self, "language_thresholds", dict(sorted(by_language.items())))
+
+    def rule_settings(self) -> dict[str, Any]:
+        """The settings that decide what the rules say of a page; `from_dict` takes them back."""
+        return {name: value for name, value in asdict(self).items() if name in RULE_SETTINGS}
 
     def limits(self, language: str) -> Limits:
         """What texts of a language (ISO 639-1) are held to."""

@@ -144,6 +144,7 @@ def top_ngram_fraction(n: int) -> Callable[[Page], float]:
         characters = int(words.lengths[start : start + n].sum()) + n - 1
         return characters * int(most) / len(words.text)
 
+    measure.__doc__ = f"Characters in all occurrences of the commonest run of {n} tokens, of all characters."
     return measure
 
 
@@ -182,6 +183,7 @@ def dup_ngram_fraction(n: int) -> Callable[[Page], float]:
                 at += 1
         return characters / len(words.text)
 
+    measure.__doc__ = f"Characters in runs of {n} tokens that stood earlier, each once, of all characters."
     return measure
 
 

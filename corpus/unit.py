@@ -28,6 +28,7 @@ from corpus.language import identify
 from corpus.quality import Verdict, judge
 from corpus.signatures import sign, write_signatures
 from corpus.urls import UrlFilter, host_of
+from corpus.values import VALUES_SCHEMA, measure_all
 from corpus.warc import BrokenRecord, Record, read_records
 from corpus.words import Words
 
@@ -61,6 +62,7 @@ class Ended:
     value: float | None = None
     threshold: float | None = None
     detail: str | None = None
+    values: dict | None = None  # every rule's, where they are recorded
 
 
 @dataclass(slots=True)
@@ -78,6 +80,7 @@ class Candidate:
 class _Unit:
     rows: list[dict] = field(default_factory=list)
     candidates: list[Candidate] = field(default_factory=list)
+    values: list[dict] = field(default_factory=list)
     counts: Counter = field(default_factory=Counter)
 
 
@@ -149,6 +152,8 @@ def _read_all(task: UnitTask, partial: Path, progress: Callable[[int], None]) ->
             if candidate:
                 candidate.row = len(unit.rows)
                 unit.candidates.append(candidate)
+            if ended.values:
+                unit.values.append({"row": len(unit.rows), **ended.values})
             unit.rows.append(ledger_row(record, ended, task))
             if number % PROGRESS_EVERY == 0:
                 progress(max(0, record.warc_offset - reached))
@@ -230,16 +235,20 @@ def _judge_text(record: Record, page: MainText, config: CleanConfig) -> tuple[En
     language, score = identify(page.text)
     if config.languages and language not in config.languages:
         return Ended(ledger.DROPPED, "language", "other_language", score, None, language), None
-    if score < config.language_score:
-        return Ended(
-            ledger.DROPPED, "language", "uncertain_language", score, config.language_score, language
-        ), None
-    verdict = judge(Words.of(page.text, page.title is not None), config.limits(language))
+    certain = score >= config.language_score
+    values, limits = None, config.limits(language)
+    if certain or config.record_values:
+        words = Words.of(page.text, page.title is not None)
+    if config.record_values:
+        values = measure_all(words, limits, language, score)
+    if not certain:
+        about = (score, config.language_score, language, values)
+        return Ended(ledger.DROPPED, "language", "uncertain_language", *about), None
+    verdict = judge(words, limits)
     if isinstance(verdict, Verdict):
-        return Ended(
-            ledger.DROPPED, "quality", verdict.rule, verdict.value, verdict.threshold, language
-        ), None
-    return Ended(ledger.KEPT), Candidate(record, 0, verdict, language, score)
+        about = (verdict.rule, verdict.value, verdict.threshold, language, values)
+        return Ended(ledger.DROPPED, "quality", *about), None
+    return Ended(ledger.KEPT, values=values), Candidate(record, 0, verdict, language, score)
 
 
 def ledger_row(record: Record | BrokenRecord, ended: Ended, task: UnitTask) -> dict:
@@ -284,6 +293,8 @@ def document_row(candidate: Candidate, crawl: str) -> dict:
 
 def _write(task: UnitTask, unit: _Unit, partial: Path) -> None:
     ledger.write_parquet(unit.rows, ledger.LEDGER_SCHEMA, partial / "ledger.parquet")
+    if task.config.record_values:
+        ledger.write_parquet(unit.values, VALUES_SCHEMA, partial / "values.parquet")
     documents = [document_row(c, task.crawl) for c in unit.candidates]
     ledger.write_parquet(documents, CANDIDATE_SCHEMA, partial / "documents.parquet")
     signed = sign([(c.record.record_id, c.record.url, c.words) for c in unit.candidates], task.config)
