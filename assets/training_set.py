@@ -14,42 +14,51 @@ from assets.stage import Evidence, StageRun, stage
     checks={"not_empty": "At least one document is left to train on."},
 )
 def training_set(run: StageRun) -> Evidence:
-    """Looks over all crawls together, which cleaning, one crawl at a time, cannot: what would give evaluations away.
+    """Looks over all crawls together, which cleaning, one crawl at a time, cannot.
 
-    `ledger/` names the documents that training leaves out, each with the reason; `matches.parquet` which document
-    covers which example of which evaluation set; `examples.parquet` everything that was looked for.
+    Pages that an older crawl has already (crawls in order of their names), and pages that would give an evaluation
+    away. `ledger/` names them, each with the reason; `matches.parquet` which document covers which example of which
+    evaluation set; `examples.parquet` everything that was looked for.
     """
+    from corpus.across import find_across
+    from corpus.config import CleanConfig
     from corpus.engines.pool import default_workers
     from evals.contamination import DecontaminationConfig, leave_out
     from evals.sets import examples
-    from model.documents import document_files, left_out
+    from model.documents import left_out
     from model.run_log import settings, write_json
 
     config = settings(DecontaminationConfig, run.params, "training_set")
-    corpora = run.inputs["cleaned_corpus"]
+    corpora = sorted(run.inputs["cleaned_corpus"], key=lambda folder: folder.name)
+    cleaning = CleanConfig.from_dict(run.context.resources.workspace.section("cleaned_corpus"))
+    across = find_across([(folder.name, folder) for folder in corpora], run.out, cleaning)
+    (run.out / "stats.json").unlink()
     wanted = list(examples(config.eval_sets, run.root))
-    summary = leave_out(corpora, wanted, config, run.out, default_workers())
-    documents = _rows(document_files(corpora))
-    gone = len(left_out(run.out))
+    overlaps = leave_out(corpora, wanted, config, run.out, default_workers())
+    documents, gone = across["documents"], len(left_out(run.out))
     write_json(run.out / "config.json", asdict(config))
-    write_json(run.out / "summary.json", {"documents": documents, "left_out": gone, "overlaps": summary})
+    write_json(
+        run.out / "summary.json",
+        {"documents": documents, "left_out": gone, "crawls": across["crawls"], "overlaps": overlaps},
+    )
+    reasons = {"in an older crawl": across["dropped"]}
+    reasons |= {name: found["documents"] for name, found in overlaps["eval_sets"].items()}
     return Evidence(
         numbers={
             "documents": documents - gone,
             "left_out": gone,
-            "eval_texts": sum(s["searched"] for s in summary["eval_sets"].values()),
+            "eval_texts": sum(found["searched"] for found in overlaps["eval_sets"].values()),
         },
-        plot=bars({name: s["documents"] for name, s in summary["eval_sets"].items()}, x="documents left out"),
-        tables={"evaluation_sets": _table(summary["eval_sets"])},
+        plot=bars(reasons, x="documents left out"),
+        tables={"crawls": _crawl_table(across["crawls"]), "evaluation_sets": _table(overlaps["eval_sets"])},
         checks={"not_empty": documents > gone},
         check_notes={"not_empty": f"{documents - gone:,} of {documents:,} documents"},
     )
 
 
-def _rows(files) -> int:
-    import pyarrow.parquet as pq
-
-    return sum(pq.read_metadata(file).num_rows for file in files)
+def _crawl_table(crawls) -> str:
+    rows = [f"| {name} | {c['documents']:,} | {c['dropped']:,} |" for name, c in crawls.items()]
+    return "\n".join(["| crawl | documents | in an older crawl already |", "|---|--:|--:|", *rows])
 
 
 def _table(sets) -> str:

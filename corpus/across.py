@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from corpus import ledger
@@ -142,7 +141,7 @@ def find_across(
 
     Writes out/ledger/NNNNN.parquet, one file a crawl that loses documents, with a row of LEDGER_SCHEMA for each of
     them, and out/stats.json, which is returned: crawls, documents and dropped by rule. `out` appears whole, by
-    rename. The corpora themselves stay as they are; read_dropped gives what to leave out of them.
+    rename. The corpora themselves stay as they are; model.documents leaves those rows out of them.
     Raises FileNotFoundError or ValueError with a sentence where signatures are missing or made with other settings.
     """
     config, out = config or CleanConfig(), Path(out)
@@ -200,14 +199,4 @@ def _rows_of(
     rows = ledger.ledger_dataset(folder).to_table(filter=wanted).to_pylist() if ids else []
     return pa.Table.from_pylist(
         [row | reasons[row["record_id"]] for row in rows], schema=ledger.LEDGER_SCHEMA
-    )
-
-
-def read_dropped(out: Path) -> set[str]:
-    """Record ids of the documents that find_across found to stand in an older crawl already."""
-    files = sorted((Path(out) / "ledger").glob("*.parquet"))
-    if not files:
-        return set()
-    return set(
-        ds.dataset(files, schema=ledger.LEDGER_SCHEMA).to_table(["record_id"])["record_id"].to_pylist()
     )

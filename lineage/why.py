@@ -32,7 +32,19 @@ def why(root: Path, url: str) -> list[dict[str, Any]]:
     for folder, version in corpora:
         found = rows_for_url([folder], url)
         rows += [{**row, "corpus_version": version} for row in found]
+    rows = _as_trained(rows, Path(root) / "data" / "training_set")
     return _explained(rows, {folder.name: folder for folder, _ in corpora})
+
+
+def _as_trained(rows: list[dict[str, Any]], training_set: Path) -> list[dict[str, Any]]:
+    """The rows, those of documents that the training set leaves out as its own ledger has them."""
+    from corpus.ledger import find_rows
+
+    if not rows or not any((training_set / "ledger").glob("*.parquet")):
+        return rows
+    gone = find_rows(training_set, "record_id", [row["record_id"] for row in rows])
+    left_out = {(row["crawl"], row["record_id"]): row for row in gone}
+    return [row | left_out.get((row["crawl"], row["record_id"]), {}) for row in rows]
 
 
 def nearest(root: Path, url: str) -> list[str]:

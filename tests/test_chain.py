@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pyarrow.dataset as ds
 import pytest
 
 STAGES = (
@@ -106,8 +107,6 @@ def test_the_reports_compare_three_models_with_intervals(grown):
 
 
 def test_why_finds_a_kept_and_a_dropped_page(grown):
-    import pyarrow.dataset as ds
-
     ledger = ds.dataset(grown.root / "data/cleaned_corpus/sample/ledger").to_table().to_pylist()
     for outcome in ("kept", "dropped"):
         row = next(r for r in ledger if r["outcome"] == outcome and r["url"])
@@ -144,6 +143,23 @@ def test_going_back_in_git_brings_back_the_older_model_and_dagster_says_so(grown
     assert after["rl_model"]["version"] != second
     assert {row["state"] for row in after.values()} == {"current"}
     assert "Nothing to do" in project.stemma("materialize").stderr
+
+
+def test_a_page_that_an_older_crawl_has_is_not_trained_on_twice(grown, tmp_path: Path):
+    project = type(grown)(tmp_path / "project")
+    shutil.copytree(grown.root, project.root, symlinks=True)
+    again = tmp_path / "again.warc.gz"
+    shutil.copy(next((project.root / "data/raw_crawl/sample").glob("*.warc.gz")), again)
+    project.stemma("materialize", "training_set", "--crawl", f"web={again}")
+
+    rows = ds.dataset(project.root / "data/training_set/ledger").to_table().to_pylist()
+    assert rows and {(row["crawl"], row["outcome"], row["stage"]) for row in rows} == {
+        ("web", "dropped", "dedup")
+    }
+    kept = ds.dataset(project.root / "data/cleaned_corpus/web/documents").to_table(columns=["record_id"])
+    assert len(rows) == kept.num_rows
+    told = json.loads(project.stemma("why", rows[0]["url"], "--json").stdout)
+    assert {row["crawl"]: row["outcome"] for row in told} == {"sample": "kept", "web": "dropped"}
 
 
 def test_repro_makes_a_changed_stage_through_dagster(grown, tmp_path: Path):

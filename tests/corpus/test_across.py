@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from test_clean import content
 
-from corpus.across import find_across, read_dropped
+from corpus.across import find_across
 from corpus.clean import CleanConfig, clean_crawl
 from corpus.ledger import LEDGER_SCHEMA, check_conservation, document_dataset, ledger_dataset, read_ledger
 from corpus.warc_writer import WarcWriter
+from model.documents import left_out
 
 CONFIG = CleanConfig(languages=(), thresholds={}, language_score=0.0)
 WORDS = [f"{a}{b}{c}" for a in "bdfgklm" for b in "aeiou" for c in "nrst"]
@@ -111,7 +112,7 @@ def test_the_old_crawl_is_known_by_its_signatures_alone(crawls, alone, tmp_path)
 def test_a_chain_of_crawls_each_against_all_before_is_what_the_overlay_says(crawls, alone, tmp_path):
     """Crawls cleaned alone and compared afterwards keep as many documents as crawls cleaned one after another."""
     stats = find_across(alone, tmp_path / "across", CONFIG)
-    dropped = read_dropped(tmp_path / "across")
+    dropped = {record_id for _, record_id in left_out(tmp_path / "across")}
     chain = []
     for number, files in enumerate(crawls):
         chain.append(clean(files, tmp_path, f"c{number}", against=list(chain)))
@@ -159,7 +160,7 @@ def test_a_younger_page_never_decides_between_older_ones(tmp_path):
         files = write(tmp_path / f"{name}.warc.gz", [(f"urn:{name}", f"http://{name}.example/", texts[name])])
         folders.append((name, clean(files, tmp_path, name)))
     assert find_across(folders, tmp_path / "across", CONFIG)["dropped"] == 1
-    assert read_dropped(tmp_path / "across") == {"urn:n"}
+    assert left_out(tmp_path / "across") == {("n", "urn:n")}
 
 
 def test_what_cannot_be_compared_is_said_in_a_sentence(crawls, alone, tmp_path):
@@ -167,4 +168,4 @@ def test_what_cannot_be_compared_is_said_in_a_sentence(crawls, alone, tmp_path):
         clean(crawls[1], tmp_path, "c1", against=[tmp_path])
     with pytest.raises(ValueError, match="shingle_words = 5, here it is 7"):
         find_across(alone, tmp_path / "across", CleanConfig(shingle_words=7))
-    assert read_dropped(tmp_path / "nothing") == set()
+    assert left_out(tmp_path / "nothing") == frozenset()
