@@ -5,10 +5,11 @@ Last-Modified) its server tells this version of it from others; bodies are never
 """
 
 import email.utils
+import errno
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 USER_AGENT = "Stemma/0.1 (builds text corpora for language models)"
 CHUNK = 1 << 16  # bytes
@@ -138,16 +139,15 @@ def ask_store(url: str, start: int, until: int | None, validator: str) -> Reply:
         about = system.info(path)
     except FileNotFoundError:
         raise Refused(404, None) from None
-    except PermissionError as error:
-        raise CannotFetch(
-            url, "status 403", f"access is denied ({error}); S3 asks for an AWS account"
-        ) from None
     except ImportError as error:
-        raise CannotFetch(
-            url, "no client", f"{error} For s3:// install the extra: pip install -e '.[s3]'"
-        ) from None
+        why = f"{error} For s3:// install the extra: pip install -e '.[s3]'"
+        raise CannotFetch(url, "no client", why) from None
     except OSError as error:
-        raise Broke(f"cannot be asked for ({type(error).__name__}: {error})") from None
+        if not isinstance(error, PermissionError):
+            _store_failed(error)
+        raise _no_access(url, error) from None
+    except Exception as error:  # each store has its own words for "you may not"; they are told
+        raise _no_access(url, error) from None
     marks = (about.get(name) for name in ("ETag", "etag", "LastModified", "mtime", "created"))
     found, total = str(next((mark for mark in marks if mark), "")), about["size"]
     start = start if found == validator else 0
@@ -160,4 +160,18 @@ def _store_chunks(system: Any, path: str, start: int, end: int) -> Iterator[byte
         try:
             yield system.cat_file(path, start=at, end=min(at + STORE_CHUNK, end))
         except OSError as error:
-            raise Broke(f"the connection failed ({type(error).__name__}: {error})") from None
+            _store_failed(error)
+
+
+def _store_failed(error: OSError) -> NoReturn:
+    """What may go better next time; EBUSY is how s3fs says SlowDown (503)."""
+    if error.errno == errno.EBUSY:
+        raise Refused(503, None) from None
+    raise Broke(f"the connection failed ({type(error).__name__}: {error})") from None
+
+
+def _no_access(url: str, error: Exception) -> CannotFetch:
+    why = (
+        f"the store does not give it ({type(error).__name__}: {error}); s3://commoncrawl wants an AWS account"
+    )
+    return CannotFetch(url, "no access", why)

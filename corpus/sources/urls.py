@@ -110,7 +110,7 @@ class UrlList:
         asked = urls[: self.max_pages]
         web = [url for url in asked if host_of(url) and url.lower().startswith(("http://", "https://"))]
         rows = _known_pages(place.before, self.edition) if place.before else {}
-        segment, log = place.work / "segment.warc", place.work / "segment.jsonl"
+        segment, log = place.work / "segment.warc.gz", place.work / "segment.jsonl"
         _repair(segment, log)
         rows |= {
             row["url"]: {**row, "in": segment} for row in read_rows(log) if row["edition"] == self.edition

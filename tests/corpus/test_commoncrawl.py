@@ -1,5 +1,6 @@
 """Fetching from Common Crawl: whatever the server does, the files are whole or the crawl says what is missing."""
 
+import errno
 import gzip
 import json
 import os
@@ -248,7 +249,7 @@ def test_more_files_of_the_same_crawl_fetch_only_the_new_ones(server, archives, 
     assert same_bytes(tmp_path / "new", archives, 0, 1, 2)
 
 
-def test_an_object_store_is_read_through_fsspec(archives, tmp_path):
+def test_an_object_store_is_read_through_fsspec(archives, tmp_path, monkeypatch):
     import fsspec
 
     store = fsspec.filesystem("memory")
@@ -259,9 +260,20 @@ def test_an_object_store_is_read_through_fsspec(archives, tmp_path):
     build_crawl("cc", spec, tmp_path / "cc", tmp_path)
     assert same_bytes(tmp_path / "cc", archives, 0, 1)
     assert [f.records for f in read_manifest(tmp_path / "piece")] == [4, 4]
+    for error, word in (
+        (OSError(errno.EBUSY, "SlowDown"), "answers 503; given up"),
+        (PermissionError(), "AWS account"),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(CannotFetch, match=word):
+            patch.setattr(type(store), "info", lambda *args, error=error: raise_it(error))
+            build_crawl("cc", spec, tmp_path / "busy", tmp_path)
     store.rm(f"/commoncrawl{path_of(1)}")
     with pytest.raises(CannotFetch, match="404"):
         build_crawl("cc", spec, tmp_path / "less", tmp_path)
+
+
+def raise_it(error):
+    raise error
 
 
 def test_what_came_in_goes_on_in_another_process_only_if_it_is_the_same_file(server, archives, tmp_path):

@@ -182,7 +182,7 @@ def test_a_killed_fetch_goes_on_behind_the_pages_that_it_has(tmp_path, root):
         assert fetchers and wait_until_dead(fetchers)
         with (tmp_path / "work" / "segment.jsonl").open("ab") as log:
             log.write(b'{"url": "half a li')
-        with (tmp_path / "work" / "segment.warc").open("ab") as segment:
+        with (tmp_path / "work" / "segment.warc.gz").open("ab") as segment:
             segment.write(b"half a page")
         before = len(server.requests)
         summary = build(tmp_path, urls)
