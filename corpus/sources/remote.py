@@ -99,7 +99,7 @@ def ask_http(session: Any, patience: float, url: str, start: int, until: int | N
     response.close()
     if response.status_code == 416 and start:  # the file has become shorter
         return Reply(start, None, "changed", iter(()))
-    raise Refused(response.status_code, _retry_after(fields.get("Retry-After", "")))
+    raise Refused(response.status_code, retry_after(fields.get("Retry-After", "")))
 
 
 def _content_range(value: str) -> tuple[int, int | None]:
@@ -109,7 +109,7 @@ def _content_range(value: str) -> tuple[int, int | None]:
     return (int(first) if first.isdigit() else -1), (int(total) if total.isdigit() else None)
 
 
-def _retry_after(value: str) -> float | None:
+def retry_after(value: str) -> float | None:
     """Seconds, from a number or a date (RFC 9110, 10.2.3)."""
     if value.strip().isdigit():
         return float(value)

@@ -14,6 +14,7 @@ import json
 import os
 import time
 import uuid
+from collections import Counter
 from datetime import UTC, datetime
 from http.client import OK, responses
 from typing import Any, ClassVar
@@ -39,11 +40,13 @@ from twisted.python.failure import Failure
 
 from corpus.engines.pool import die_with_parent
 from corpus.http import BadBody, unpack
+from corpus.sources.remote import retry_after
 from corpus.sources.source import FETCHED
 from corpus.sources.urls import FetchTask
 from corpus.warc_writer import warc_record
 
 LONGEST_RETRY_AFTER = 600.0  # seconds; a host that says more gets no more requests than those it has refused
+UNRESPONSIVE = 5  # pages in a row without any answer, after which a host is left alone
 SLOWEST_DELAY = 60.0  # seconds between requests that a host's refusals may drive us to
 ROBOTS_LIMIT = 500 << 10  # bytes of robots.txt that are read: RFC 9309, 2.5
 OUTCOMES = {  # what Scrapy raises -> the outcome in the log
@@ -97,6 +100,7 @@ class Politeness:
         self.crawler, self.task = crawler, crawler.settings["FETCH_TASK"]
         self.agent = crawler.settings["ROBOTSTXT_USER_AGENT"]
         self.refused: dict[str, Told] = {}  # host and port -> why no page of it is asked for
+        self.failures: Counter[str] = Counter()  # host and port -> pages in a row without an answer
         self.robots: dict[str, Any] = {}  # host and port -> its parsed robots.txt
         crawler.politeness = self
         crawler.signals.connect(self.slow_down, signal=signals.response_downloaded)
@@ -118,6 +122,7 @@ class Politeness:
 
     def process_response(self, request: Request, response: Response) -> Response:
         if not _is_robots(request):
+            self.failures[urlsplit(request.url).netloc] = 0
             return response
         if response.status >= 500 or response.status == 429:
             return self._refuse(request, Told("robots_unreachable", f"robots.txt answers {response.status}"))
@@ -132,9 +137,20 @@ class Politeness:
 
     def process_exception(self, request: Request, exception: Exception) -> Response | None:
         if not _is_robots(request):
+            self._count_failure(request, exception)
             return None
         told = outcome_of(exception, request)
         return self._refuse(request, Told(told.outcome, f"robots.txt: {told.detail}"))
+
+    def _count_failure(self, request: Request, exception: Exception) -> None:
+        """Leave a host alone that has not answered for several pages, all their tries included."""
+        if isinstance(exception, IgnoreRequest | DownloadCancelledError):
+            return
+        netloc = urlsplit(request.url).netloc
+        self.failures[netloc] += 1
+        if self.failures[netloc] == UNRESPONSIVE:
+            why = f"{netloc} has not answered for {UNRESPONSIVE} pages in a row"
+            self.refused.setdefault(netloc, Told("unresponsive", why))
 
     def _refuse(self, request: Request, told: Told) -> Response:
         """Let no page of the host be asked for."""
@@ -156,13 +172,10 @@ class Politeness:
         if response.status not in (429, 503):
             return
         slot = self.crawler.engine.downloader.slots.get(request.meta["download_slot"])
-        wait = (response.headers.get("Retry-After") or b"").strip()
-        seconds = min(float(wait), LONGEST_RETRY_AFTER) if wait.isdigit() else 0.0
-        if wait.isdigit() and float(wait) > LONGEST_RETRY_AFTER:
+        seconds = retry_after((response.headers.get("Retry-After") or b"").decode("latin-1")) or 0.0
+        if seconds > LONGEST_RETRY_AFTER:
             request.meta["dont_retry"] = True
-            self.refused[urlsplit(request.url).netloc] = Told(
-                "slow_down", f"Retry-After is {float(wait):,.0f} s"
-            )
+            self.refused[urlsplit(request.url).netloc] = Told("slow_down", f"Retry-After is {seconds:,.0f} s")
         elif slot:
             self._set_delay(request.meta["download_slot"], min(2 * max(slot.delay, 0.5), SLOWEST_DELAY))
             slot.lastseen = max(slot.lastseen, time.monotonic() + seconds - slot.delay)
@@ -308,6 +321,7 @@ def fetch(task: FetchTask, parent: int) -> None:
         "DOWNLOAD_MAXSIZE": task.max_bytes,
         "DOWNLOAD_WARNSIZE": 0,
         "DOWNLOAD_VERIFY_CERTIFICATES": task.verify_tls,
+        "SCHEDULER_MEMORY_QUEUE": "scrapy.squeues.FifoMemoryQueue",  # in the list's order, host by host
         "CONCURRENT_REQUESTS": task.connections,
         "CONCURRENT_REQUESTS_PER_DOMAIN": task.per_host,
         "RETRY_TIMES": task.retries,

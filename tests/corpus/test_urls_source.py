@@ -51,7 +51,12 @@ def records(folder):
 def fetched(tmp_path_factory):
     """One list with everything in it, fetched once: its folder, the server, the other host's server."""
     folder = tmp_path_factory.mktemp("urls")
-    with serving() as server, serving(host="127.0.0.2") as broken, serving(host="127.0.0.3") as slow:
+    with (
+        serving() as server,
+        serving(host="127.0.0.2") as broken,
+        serving(host="127.0.0.3") as slow,
+        serving(host="127.0.0.5") as dead,
+    ):
         there, closed = server.url, "http://127.0.0.4:9"
         server.files = {"/robots.txt": ROBOTS, "/a": page("a"), "/huge": bytes(3_000_000), "/old": b""}
         server.forever = {"/a", "/packed", "/old", "/loop", "/gone", "/slow", "/busy", "/out"}
@@ -70,14 +75,17 @@ def fetched(tmp_path_factory):
         slow.files = {"/robots.txt": b"User-agent: *\nCrawl-delay: 3600\n", "/x": page("x")}
         names = ["a", "packed", "old", "out", "loop", "gone", "slow", "busy", "cut", "huge"]
         lines = [f"{there}/{name}" for name in [*names, "private/page", "secret/page"]]
+        dead.forever = {f"/{n}" for n in range(30)}
+        dead.faults = {path: [Fault(status=200, cut=0, length=9)] for path in dead.forever}
+        lines += [f"{dead.url}/{n}" for n in range(30)]
         lines += [f"{broken.url}/x", f"{slow.url}/x", f"{closed}/x", "mailto:a@b.c"]
         (folder / "urls.txt").write_text("# the list\n" + "\n".join([*lines, lines[0]]) + "\n\n")
         summary = build(folder, "urls.txt", max_bytes=1_000_000, max_redirects=3)
-        yield folder / "crawl", summary, server, broken
+        yield folder / "crawl", summary, server, broken, dead
 
 
 def test_every_url_ends_as_a_page_or_with_a_reason(fetched):
-    folder, summary, server, _ = fetched
+    folder, summary, server, _, dead = fetched
     rows = rows_of(folder)
     outcomes = {url.removeprefix(server.url): row["outcome"] for url, row in rows.items()}
     here = {url: outcome for url, outcome in outcomes.items() if url.startswith("/")}
@@ -96,14 +104,16 @@ def test_every_url_ends_as_a_page_or_with_a_reason(fetched):
         "/huge": "too_large",
     }
     elsewhere = [outcome for url, outcome in outcomes.items() if not url.startswith("/")]
-    assert elsewhere == ["robots_unreachable", "crawl_delay", "connection", "not_a_web_address"]
+    assert elsewhere[30:] == ["robots_unreachable", "crawl_delay", "connection", "not_a_web_address"]
+    assert set(elsewhere[:30]) == {"truncated", "unresponsive"}  # a host that answers nothing is left alone
+    assert len(dead.requests) < 60
     assert (
-        not_fetched(folder).total() == len(rows) - 3 and summary.source == "3 of 16 URLs of a list, fetched"
+        not_fetched(folder).total() == len(rows) - 3 and summary.source == "3 of 46 URLs of a list, fetched"
     )
 
 
 def test_robots_txt_is_obeyed_also_where_many_urls_wait_for_it_and_behind_a_redirect(fetched):
-    _, _, server, broken = fetched
+    _, _, server, broken, _ = fetched
     asked = [path for path, _, _ in server.requests]
     assert asked[0] == "/robots.txt" and asked.count("/robots.txt") == 1
     assert not any(path.startswith("/private") for path in asked)
@@ -111,7 +121,7 @@ def test_robots_txt_is_obeyed_also_where_many_urls_wait_for_it_and_behind_a_redi
 
 
 def test_what_came_is_kept_as_it_came(fetched):
-    folder, summary, server, _ = fetched
+    folder, summary, server, _, _ = fetched
     found = {record.url: record for record in records(folder)}
     row = rows_of(folder)[server.url + "/old"]
     assert row["final_url"] == server.url + "/a"
@@ -180,6 +190,7 @@ def test_a_killed_fetch_goes_on_behind_the_pages_that_it_has(tmp_path, root):
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert fetchers and wait_until_dead(fetchers)
+        done = {row["url"].removeprefix(server.url) for row in read_rows(tmp_path / "work" / "segment.jsonl")}
         with (tmp_path / "work" / "segment.jsonl").open("ab") as log:
             log.write(b'{"url": "half a li')
         with (tmp_path / "work" / "segment.warc.gz").open("ab") as segment:
@@ -188,7 +199,7 @@ def test_a_killed_fetch_goes_on_behind_the_pages_that_it_has(tmp_path, root):
         summary = build(tmp_path, urls)
         assert summary.by_type["response"] == 4 and summary.broken == 0
         again = {path for path, _, _ in server.requests[before:]}
-    assert again <= {"/robots.txt", "/2", "/3"}
+    assert done and again == {"/robots.txt", "/0", "/1", "/2", "/3"} - done
     assert sorted(record.payload for record in records(tmp_path / "crawl")) == [
         page(str(n)) for n in range(4)
     ]
