@@ -30,9 +30,11 @@ from corpus.config import CleanConfig
 from corpus.engines import ENGINES, Engine, WorkerFailed, choose
 from corpus.engines.pool import LocalEngine
 from corpus.pii import find_pii, replace_spans
+from corpus.repeats import LEAST_WORDS, cut_repeats, find_repeats
 from corpus.signatures import after_dedup, write_signatures
 from corpus.unit import UnitTask, clean_unit, note_death
 from corpus.warc import open_archive
+from corpus.words import Words
 
 __all__ = ["CleanConfig", "CleanStats", "CleaningFailed", "TooManyFailures", "clean_crawl"]
 
@@ -147,6 +149,10 @@ def clean_crawl(
         units = _clean_units(tasks, engine)
         gone = out.with_name(out.name + ".dedup")
         drop_duplicates(units, config, gone, elders)
+        if config.dedup_lines or config.dedup_substrings:
+            find_repeats(
+                units, [set(read_gone(gone / part_name(n))) for n in range(len(units))], config, gone
+            )
         stats = _publish(tasks, units, gone, out, config, crawl, engine, truth)
         shutil.rmtree(gone)
     except (OSError, WorkerFailed) as error:
@@ -291,21 +297,32 @@ def write_part(task: _FinalTask, progress: Any = None) -> dict[str, Any]:
     rows = pq.read_table(task.unit / "ledger.parquet").to_pylist()
     documents, found, pii = [], {}, Counter()
     words, texts = Counter(), pq.read_table(task.unit / "documents.parquet").to_pylist()
-    gone = read_gone(task.gone)
+    gone, little = read_gone(task.gone), set()
+    left = [document["text"] for candidate, document in enumerate(texts) if candidate not in gone]
+    cuts = iter(cut_repeats(left, task.gone.parent, int(task.gone.stem), task.config))
     for candidate, document in enumerate(texts):
         row, number = rows[document.pop("row")], document.pop("n_words")
         if candidate in gone:
             row.update(outcome=ledger.DROPPED, stage="dedup", detail=document["language"])
             row.update(gone[candidate].ledger_columns())
             continue
+        cut = next(cuts)
+        if cut.in_lines or cut.in_substrings:
+            number = Words.of(cut.text).n_words
+            row.update(cut.ledger_columns())
+            if number < LEAST_WORDS:
+                row.update(
+                    outcome=ledger.DROPPED, rule="too_little_left", value=number, threshold=LEAST_WORDS
+                )
+                little.add(candidate)
+                continue
+            _set_text(document, cut.text)
         spans = find_pii(document["text"], task.config.remove_pii, document["language"], document["host"])
         if spans:
             found[document["record_id"]] = [(kind, document["text"][at:end]) for at, end, kind in spans]
             pii.update(kind for _, _, kind in spans)
             text = replace_spans(document["text"], spans)
-            document.update(
-                text=text, n_bytes=len(text.encode()), sha256=hashlib.sha256(text.encode()).hexdigest()
-            )
+            _set_text(document, text)
             row.update(stage="pii", rule="replaced", value=float(len(spans)))
         words[_length_bin(number)] += 1
         words["words"] += number
@@ -313,7 +330,8 @@ def write_part(task: _FinalTask, progress: Any = None) -> dict[str, Any]:
     ledger.write_parquet(documents, ledger.DOCUMENT_SCHEMA, task.out / "documents" / task.part)
     ledger.write_parquet(rows, ledger.LEDGER_SCHEMA, task.out / "ledger" / task.part)
     signed = pq.read_table(task.unit / "signatures.parquet")
-    signed = after_dedup(signed, {row: (reason.step, reason.duplicate_of) for row, reason in gone.items()})
+    went = {row: (reason.step, reason.duplicate_of) for row, reason in gone.items()}
+    signed = after_dedup(signed, went | dict.fromkeys(little, (0, None)))
     write_signatures(signed, task.out / "signatures" / task.part)
     if task.config.record_values:
         shutil.copyfile(task.unit / "values.parquet", task.out / "values" / task.part)
@@ -335,6 +353,11 @@ def write_part(task: _FinalTask, progress: Any = None) -> dict[str, Any]:
         "pii": pii,
         "pii_found": found if task.list_pii else {},
     }
+
+
+def _set_text(document: dict[str, Any], text: str) -> None:
+    data = text.encode()
+    document.update(text=text, n_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 def _length_bin(number: int) -> str:

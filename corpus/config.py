@@ -86,6 +86,9 @@ class CleanConfig:
     minhash_bands: bands of the MinHash signature; two pages are compared when one whole band agrees.
     minhash_rows: hashes a band. 24 bands of 8 find 98.8 % of the pairs at Jaccard 0.8, half of those at 0.65.
     minhash_seed: seed of the MinHash permutations.
+    dedup_lines: remove lines that stand in more than so many documents of the crawl; 0 removes none.
+    dedup_substrings: remove runs of at least so many tokens that stood before in the crawl; 0 removes none (Lee et
+        al. 2021: 50).
     dedup_memory_mb: memory that deduplication may use, in MiB, beside what it must hold (docs/deduplication.md). The
         result does not depend on it.
     remove_pii: kinds of personal data to replace by placeholders, of email, ip, phone, iban and card.
@@ -115,6 +118,8 @@ class CleanConfig:
     minhash_bands: int = 24
     minhash_rows: int = 8
     minhash_seed: int = 1
+    dedup_lines: int = 0
+    dedup_substrings: int = 0
     dedup_memory_mb: int = 1024
     remove_pii: tuple[str, ...] = KINDS
     max_failure_rate: float = 0.2
@@ -146,6 +151,9 @@ class CleanConfig:
             )
         if not 0 < self.jaccard <= 1:
             raise ValueError(f"cleaned_corpus.jaccard is {self.jaccard}; it must be above 0 and at most 1.")
+        for name in ("dedup_lines", "dedup_substrings"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"cleaned_corpus.{name} is {getattr(self, name)}; 0 switches it off.")
         for name in ("shingle_words", "minhash_bands", "minhash_rows", "page_cpu_seconds", "dedup_memory_mb"):
             if getattr(self, name) < 1:
                 raise ValueError(f"cleaned_corpus.{name} is {getattr(self, name)}; it must be at least 1.")

@@ -33,7 +33,7 @@ def signature_schema(config: CleanConfig) -> pa.Schema:
         pa.field("length", pa.int64(), nullable=False),  # of the text, in characters
         pa.field("url", pa.uint64(), nullable=False),
         pa.field("text", pa.uint64(), nullable=False),
-        pa.field("reached", pa.uint8(), nullable=False),  # last step it took part in: URL, TEXT or NEAR
+        pa.field("reached", pa.uint8(), nullable=False),  # last step it took part in: URL, TEXT, NEAR; or 0
         pa.field("bands", pa.binary(8 * config.minhash_bands)),  # null where it did not reach NEAR
         pa.field("shingles", pa.list_(pa.int32())),  # likewise
         pa.field("duplicate_of", pa.string()),  # record_id of the page that stays; null for a kept page
@@ -125,9 +125,10 @@ def write_signatures(table: pa.Table, path: Path) -> None:
     )
 
 
-def after_dedup(table: pa.Table, gone: dict[int, tuple[int, str]]) -> pa.Table:
+def after_dedup(table: pa.Table, gone: dict[int, tuple[int, str | None]]) -> pa.Table:
     """The signatures of a unit once deduplication is done: row -> (step it went at, record_id that stays).
 
+    Step 0 is for pages that went later: nothing shall be compared with them.
     What later crawls cannot need is left out: bands and shingles of pages that went before near-duplicates.
     """
     reached = np.full(table.num_rows, NEAR, dtype=np.uint8)
