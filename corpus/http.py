@@ -39,8 +39,12 @@ def parse_headers(lines: bytes) -> dict[str, str]:
     """Header fields by lower-case name; a repeated field keeps its first value, folded lines are joined."""
     fields: dict[str, str] = {}
     last = ""
-    for line in lines.split(b"\n"):
-        text = decode_header(line.rstrip(b"\r"))
+    try:
+        texts = lines.decode("utf-8").split("\n")
+    except UnicodeDecodeError:
+        texts = [decode_header(line) for line in lines.split(b"\n")]
+    for text in texts:
+        text = text.rstrip("\r")
         if text[:1] in (" ", "\t") and last:
             fields[last] += " " + text.strip()
             continue

@@ -4,12 +4,15 @@ Notable: the place of a record is a byte range of the file *as stored*, so that 
 In a file with one gzip member a record (the rule) that range is the member. In a file that is one long member
 it runs from the member's start to the last compressed byte that the record needed. A member that ends early
 or does not decompress sets `fault`, and reading goes on at the next place that looks like a member: nothing
-before or after it is lost. (fastwarc 2.0.1, with which the tests compare, says nothing there.)
+before or after it is lost. (fastwarc 2.0.1, with which the tests compare, says nothing there.) A member that is
+well is unpacked in one go by ISA-L, in half of zlib's time; what is not goes the slow way, by zlib.
 """
 
 import re
 import zlib
 from typing import BinaryIO
+
+from isal import isal_zlib
 
 GZIP_MAGIC = b"\x1f\x8b\x08"  # RFC 1952: ID1, ID2, CM = deflate
 CHUNK = 1 << 16  # bytes read from the file, and decompressed, at a time
@@ -29,13 +32,14 @@ class ArchiveStream:
 
     def __init__(self, file: BinaryIO, base: int = 0):
         self._file = file
-        self._base = base
+        self.base = base
         self._raw = b""  # read from the file, not yet decompressed
         self._raw_end = 0  # offset in the file after `_raw`
         self._buffer = bytearray()  # decompressed, not yet taken
         self._taken = 0  # bytes at the front of `_buffer` that were taken
         self._member: zlib._Decompress | None = None
         self._member_start = 0
+        self._untouched = False  # nothing of the current member was unpacked yet
         self.fault = ""  # "", "truncated" or "corrupt_gzip": why the current member stopped
         self._load()
         self.is_gzip = self._raw.startswith(GZIP_MAGIC[:2])
@@ -65,8 +69,40 @@ class ArchiveStream:
         self._raw = self._raw[at:]
         self._member_start = self._raw_start()
         self._member = zlib.decompressobj(wbits=31)
+        self._untouched = True
         self.fault = ""
         return True
+
+    def whole_member(self, limit: int) -> bytes | None:
+        """All bytes of the gzip member at whose start the stream stands, taken; None where that cannot be had
+        without a fault and within `limit` bytes, and then nothing is taken."""
+        if not self._untouched:
+            return None
+        self._untouched = False
+        start, raw, left = self._member_start, self._raw, limit
+        unpack, parts = isal_zlib.decompressobj(wbits=31), []
+        while raw and left:
+            try:
+                parts.append(unpack.decompress(raw, left))
+            except isal_zlib.error:
+                break
+            left -= len(parts[-1])
+            if unpack.eof:
+                self._raw, self._member = unpack.unused_data, None
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+            raw = unpack.unconsumed_tail
+            if not raw:
+                raw = self._file.read(CHUNK)
+                self._raw_end += len(raw)
+        self.reopen(start)
+        return None
+
+    def reopen(self, member_start: int) -> None:
+        """Stand at the start of a gzip member again (its offset in the file, without `base`)."""
+        self._seek(member_start)
+        self._buffer.clear()
+        self._taken = 0
+        self._open_member()
 
     def next_member(self) -> bool:
         """Leave the current gzip member (False: there is no other, or the file is not gzip)."""
@@ -113,7 +149,7 @@ class ArchiveStream:
             self._buffer += self._raw
             self._raw = b""
             return more
-        before = len(self._buffer)
+        before, self._untouched = len(self._buffer), False
         while self._member is not None and not self._member.eof and not self.fault:
             if not self._raw and not self._load():
                 self.fault = "truncated"
@@ -131,13 +167,13 @@ class ArchiveStream:
     def offset(self) -> int:
         """Where in the file the next record starts (its gzip member's start, or the very byte)."""
         if self.is_gzip:
-            return self._base + self._member_start
-        return self._base + self._raw_start() - (len(self._buffer) - self._taken)
+            return self.base + self._member_start
+        return self.base + self._raw_start() - (len(self._buffer) - self._taken)
 
     def end(self) -> int:
         """The first byte of the file that nothing taken so far needed."""
         if self.is_gzip:
-            return self._base + self._raw_start()
+            return self.base + self._raw_start()
         return self.offset()
 
     def peek(self, size: int) -> bytes:

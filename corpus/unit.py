@@ -24,7 +24,7 @@ import pyarrow as pa
 from corpus import ledger
 from corpus.config import CleanConfig
 from corpus.extract import MainText, extract_page, plain_text
-from corpus.language import identify
+from corpus.language import first_look, identify
 from corpus.quality import Verdict, judge
 from corpus.signatures import sign, write_signatures
 from corpus.urls import UrlFilter, host_of
@@ -194,6 +194,9 @@ def judge_record(
     rejected = urls.reject(record.url)
     if rejected:
         return Ended(ledger.DROPPED, "url", rejected[0], detail=rejected[1]), None
+    ended = _foreign(record, config)
+    if ended:
+        return ended, None
     try:
         page = _main_text(record, config)
     except Exception as error:  # the parser's own; the record is kept in the ledger as failed
@@ -223,6 +226,16 @@ def not_a_page(record: Record, config: CleanConfig) -> Ended | None:
             ledger.DROPPED, "read", "too_large", float(len(record.payload)), float(config.max_page_bytes)
         )
     return None
+
+
+def _foreign(record: Record, config: CleanConfig) -> Ended | None:
+    """A page that is plainly in a language nobody asked for is not worth extracting."""
+    if record.kind != "html" or not config.languages or config.first_look is None:
+        return None
+    language, score = first_look(record.payload)
+    if language in ("und", *config.languages) or score < config.first_look:
+        return None
+    return Ended(ledger.DROPPED, "language", "other_language", score, None, language)
 
 
 def _main_text(record: Record, config: CleanConfig) -> MainText:

@@ -22,6 +22,9 @@ from corpus.stream import ARC_HEADER, MAX_LINE, ArchiveStream, starts_record
 
 MAX_BYTES = 64 << 20  # of a record, packed or unpacked; Common Crawl cuts pages at 1 to 5 MiB
 MAX_HEADER = 64 << 10  # bytes of WARC header lines of one record
+MANY_SLOW = (
+    16  # members in a row of another form, after which a file's members are not tried in one go any more
+)
 NOT_PAGES = frozenset({"warcinfo", "request", "metadata", "filedesc"})
 HTML_TYPES = frozenset({"text/html", "application/xhtml+xml", "application/vnd.wap.xhtml+xml"})
 HTML_START = re.compile(rb"\s*(?:\xef\xbb\xbf)?\s*(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html)", re.I | re.S)
@@ -124,16 +127,20 @@ def _records(
     stream: ArchiveStream, name: str, counts: Counter[str], limit: int
 ) -> Iterator[Record | BrokenRecord]:
     pages, start, index, ids = 0, -1, 0, Counter()
+    slow = 0  # members in a row that were not one healthy record
     while True:
-        _skip_blank(stream)
-        if stream.at_end() and not (stream.fault and stream.offset() != start):
+        raw = _healthy(stream, limit) if slow < MANY_SLOW else None
+        slow = 0 if raw else slow + 1
+        if raw is None:
+            _skip_blank(stream)
+        if raw is None and stream.at_end() and not (stream.fault and stream.offset() != start):
             if stream.next_member():
                 continue
             break
         index = index + 1 if stream.offset() == start else 0
         start = stream.offset()
-        raw = _read_raw(stream, limit)
-        if stream.at_end() and stream.fault:
+        raw = raw or _read_raw(stream, limit)
+        if stream.fault and stream.at_end():
             raw.rule = raw.rule or stream.fault
             raw.detail = raw.detail or FAULTS[stream.fault]
         counts[raw.warc_type or "broken"] += 1
@@ -155,6 +162,43 @@ FAULTS = {
     "truncated": "The file ends inside this record (gzip); what came before it is kept.",
     "corrupt_gzip": "The compressed bytes of this record are damaged; reading goes on at the next member.",
 }
+
+
+def _healthy(stream: ArchiveStream, limit: int) -> _Raw | None:
+    """The record of a gzip member that holds one record and nothing else, in the way most files are written.
+
+    None, with nothing taken, for any other: the way below then finds out what it is.
+    """
+    at = stream.offset()
+    member = stream.whole_member(limit + 2 * MAX_HEADER)
+    if member is None:
+        return None
+    end = member.find(b"\r\n\r\n", 0, MAX_HEADER)
+    fields = _plain_fields(member[:end]) if end > 0 and member.startswith(b"WARC/") else None
+    length = fields.get("content-length", "") if fields else ""
+    size, body = int(length) if length.isascii() and length.isdigit() else -1, end + 4
+    if not 0 <= size <= min(limit, len(member) - body) or member[body + size :].strip(b"\r\n"):
+        stream.reopen(at - stream.base)
+        return None
+    raw = _raw_of(fields)
+    if raw.warc_type not in NOT_PAGES:
+        raw.block = member[body : body + size]
+    return raw
+
+
+def _plain_fields(head: bytes) -> dict[str, str] | None:
+    """As parse_headers after the first line, where nothing in the header is unusual; else None."""
+    try:
+        lines = head.decode("utf-8").split("\r\n")
+    except UnicodeDecodeError:
+        return None
+    fields: dict[str, str] = {}
+    for line in lines[1:]:
+        name, colon, value = line.partition(":")
+        if not colon or name[:1] in " \t" or "\n" in line:
+            return None
+        fields.setdefault(name.strip().lower(), value.strip())
+    return fields
 
 
 def _skip_blank(stream: ArchiveStream) -> None:
@@ -235,7 +279,11 @@ def _warc_header(stream: ArchiveStream) -> tuple[_Raw, int | None]:
         lines += line
     fields = parse_headers(bytes(lines[lines.find(b"\n") + 1 :]))
     length = fields.get("content-length", "")
-    raw = _Raw(
+    return _raw_of(fields), int(length) if length.isascii() and length.isdigit() else None
+
+
+def _raw_of(fields: dict[str, str]) -> _Raw:
+    return _Raw(
         warc_type=fields.get("warc-type", "").lower(),
         record_id=fields.get("warc-record-id", "").strip("<>"),
         url=fields.get("warc-target-uri", "").removeprefix("<").removesuffix(">"),
@@ -244,7 +292,6 @@ def _warc_header(stream: ArchiveStream) -> tuple[_Raw, int | None]:
         digest=fields.get("warc-block-digest", ""),
         identified=fields.get("warc-identified-payload-type", ""),
     )
-    return raw, int(length) if length.isascii() and length.isdigit() else None
 
 
 def _arc_header(line: re.Match[bytes]) -> tuple[_Raw, int | None]:

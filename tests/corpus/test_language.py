@@ -2,7 +2,7 @@
 
 import pytest
 
-from corpus.language import identify, model_path
+from corpus.language import first_look, identify, model_path
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,30 @@ def test_daniel_pages_are_labelled_as_their_editors_did(shared_data):
     labelled = [page for page in pages if page["language"] and len(page["text"]) > 200]
     right = sum(identify(page["text"])[0] == page["language"] for page in labelled)
     assert right / len(labelled) > 0.995
+
+
+def test_the_first_look_at_raw_pages_drops_hardly_any_that_the_slow_way_keeps(shared_data):
+    """Half of the real pages; the four that are wanted and whose paragraphs say otherwise are mixtures."""
+    from corpus.extract import extract_page
+    from corpus.warc import read_records
+
+    wanted, dropped, wrong = ("en", "de", "zh", "pl", "el", "ru"), 0, 0
+    for path in sorted((shared_data / "crawl").glob("*.warc.gz"))[:1]:
+        for record in read_records(path, path.name):
+            seen, score = first_look(record.payload)
+            if score < 0.9:
+                continue
+            found, certain = identify(extract_page(record.payload, record.http_charset).text)
+            dropped += len([code for code in wanted if code != seen])
+            wrong += certain >= 0.65 and found != seen and found in wanted
+    assert dropped > 1000 and wrong <= dropped / 1000
+
+
+def test_the_first_look_is_silent_about_pages_that_say_little():
+    assert first_look(b"<p>Ein Satz allein, auch wenn er recht lang geworden ist, sagt zu wenig.</p>") == (
+        "und",
+        0.0,
+    )
+    latin1 = "<p>Über den Flüssen hängen die Brücken, und in den Gärten blühen späte Äpfel an Bäumen.</p>" * 9
+    assert first_look(latin1.encode())[0] == "de"
+    assert first_look(latin1.encode("latin-1")) == ("und", 0.0)

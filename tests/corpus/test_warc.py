@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from corpus import warc
 from corpus.warc import BrokenRecord, Record, fetch_record, read_records
 from corpus.warc_writer import WarcWriter, stored_gzip
 
@@ -291,6 +292,17 @@ def test_arc_gives_the_pages_of_its_warc_twin(shared_data):
     assert arc.payload == zipped.payload and arc.payload.startswith(b"<!doctype html>")
     assert (arc.date, arc.status, len(arc.payload)) == ("2014-02-16T05:02:21Z", 200, 1270)
     assert spaced.url.endswith("Examples From The Live Web&IsPopUp=False")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_members_read_in_one_go_give_what_the_careful_way_gives(tmp_path, monkeypatch, layout):
+    whole = LAYOUTS[layout]([*pages(3), record(3, b"GET / HTTP/1.1\r\n\r\n", "request"), *pages(2)])
+    broken = [whole, whole[:-7]]
+    for at in range(0, len(whole), 17):
+        broken += [whole[:at] + bytes([whole[at] ^ 9]) + whole[at + 1 :], whole[:at] + whole[at + 5 :]]
+    quick = [read(written(tmp_path, data)) for data in broken]
+    monkeypatch.setattr(warc, "MANY_SLOW", 0)
+    assert quick == [read(written(tmp_path, data)) for data in broken]
 
 
 def test_random_damage_never_crashes_and_places_stay_inside_the_file(tmp_path):

@@ -1,0 +1,260 @@
+"""Cleaning a crawl beside datatrove's FineWeb chain: documents per CPU-second, stage by stage, and who keeps what.
+
+    python benchmarks/corpus.py [WARC…]          without files: the real pages beside the checkout, else the sample
+
+Both sides read the same files and write their corpus to disk; CPU-seconds are those of the whole process trees,
+start-up included. datatrove gets an environment of its own (--environment), made on the first run. Two populations:
+English kept (FineWeb's setting), and every language kept. Per-stage figures are CPU-seconds too: of one process
+here, of datatrove's own timers there. The machine's limit is decompression and HTML parsing, nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import corpus.clean
+import corpus.dedup
+import corpus.unit
+from corpus.clean import CleanConfig, clean_crawl
+from corpus.language import model_path
+from corpus.ledger import read_ledger
+
+DATATROVE = "0.10.1"
+# spaCy is what its English rules tokenise with; trafilatura 1.11, which it asks for, needs lxml's old cleaner.
+REQUIREMENTS = (f"datatrove[io,processing]=={DATATROVE}", "spacy>=3.8,<4", "lxml_html_clean")
+POPULATIONS = {"English kept": ("en",), "every language kept": ()}
+# What is clocked for the table of our stages: (stage, module, name in it).
+STEPS = (
+    ("extraction", corpus.unit, "_main_text"),
+    ("language", corpus.unit, "identify"),
+    ("rules", corpus.unit, "_verdict"),
+    ("signatures", corpus.dedup, "sign"),
+    ("duplicates", corpus.clean, "_duplicates"),
+    ("unit's files", corpus.unit, "_write"),
+    ("documents, ledger, personal data", corpus.clean, "_publish"),
+)
+
+
+def environment(folder: Path) -> Path:
+    """The Python of an environment that holds datatrove, made where it is missing."""
+    python = folder / "bin" / "python"
+    if not (folder / "complete").is_file():
+        print(f"making an environment for datatrove {DATATROVE} in {folder}", file=sys.stderr)
+        venv.create(folder, with_pip=True, clear=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *REQUIREMENTS], check=True)
+        (folder / "complete").touch()
+    return python
+
+
+def cpu_of(command: list[str], log: Path) -> float:
+    """Run a command to its end; CPU-seconds of it and all its descendants."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with log.open("w") as output:
+        done = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command[:4])} … failed:\n{log.read_text()[-3000:]}")
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def datatrove(python: Path, warcs: list[str], languages: tuple[str, ...], out: Path) -> dict[str, Any]:
+    """Run the peer; {cpu, fixed, steps, kept: ids before deduplication, dropped: id -> stage, reason}."""
+    script = str(ROOT / "benchmarks" / "corpus_datatrove.py")
+    command = [str(python), script, str(out), str(model_path()), ",".join(languages), *warcs]
+    cpu = cpu_of(command, out.with_suffix(".log"))
+    result = json.loads((out / "result.json").read_text())
+    kept = set()
+    for part in (out / "filtered").glob("*.jsonl.gz"):
+        with gzip.open(part, "rt") as lines:
+            kept |= {json.loads(line)["id"].strip("<>") for line in lines}
+    dropped = {record.strip("<>"): reason for record, reason in result["dropped"].items()}
+    return {"cpu": cpu, "fixed": result["fixed"], "steps": result["steps"], "kept": kept, "dropped": dropped}
+
+
+def ours(warcs: list[str], languages: tuple[str, ...], profile: str, out: Path) -> dict[str, Any]:
+    """Clean the files as a user would; {cpu, records, kept: ids before deduplication, dropped: id -> stage, rule}."""
+    command = [sys.executable, "-m", "corpus.clean", *warcs, "--out", str(out), "--profile", profile]
+    cpu = cpu_of([*command, "--languages", ",".join(languages)], out.with_suffix(".log"))
+    rows = read_ledger(out).select(["record_id", "outcome", "stage", "rule"]).to_pylist()
+    kept = {row["record_id"] for row in rows if row["outcome"] == "kept" or row["stage"] == "dedup"}
+    dropped = {row["record_id"]: (row["stage"], row["rule"]) for row in rows if row["record_id"] not in kept}
+    return {"cpu": cpu, "records": len(rows), "kept": kept, "dropped": dropped}
+
+
+def clocked(function: Callable, stage: str, into: Counter) -> Callable:
+    """The function, with the CPU-seconds that it and what it calls take added to its stage."""
+
+    def timed(*args: Any, **named: Any) -> Any:
+        started = time.process_time()
+        try:
+            return function(*args, **named)
+        finally:
+            into[stage] += time.process_time() - started
+
+    return timed
+
+
+def clocked_reading(function: Callable, into: Counter) -> Callable:
+    """The generator of records, with what reading them takes."""
+
+    def timed(*args: Any, **named: Any) -> Iterator:
+        records = function(*args, **named)
+        while True:
+            started = time.process_time()
+            record = next(records, None)
+            into["reading"] += time.process_time() - started
+            if record is None:
+                return
+            yield record
+
+    return timed
+
+
+def stages(warcs: list[str], languages: tuple[str, ...], profile: str, out: Path) -> dict[str, float]:
+    """CPU-seconds of each stage of ours, in this process."""
+    spent: Counter = Counter()
+    corpus.unit.read_records = clocked_reading(corpus.unit.read_records, spent)
+    for stage, module, name in STEPS:
+        setattr(module, name, clocked(getattr(module, name), stage, spent))
+    started = time.process_time()
+    config = CleanConfig(languages=languages, profile=profile)
+    clean_crawl([(Path(warc).name, warc) for warc in warcs], out, out.with_suffix(".work"), config, workers=0)
+    total = time.process_time() - started
+    spent["unit's files"] -= spent["signatures"]
+    return {**spent, "everything else": total - sum(spent.values()), "in all": total}
+
+
+def limit(warcs: list[str]) -> tuple[float, float, int]:
+    """CPU-seconds of decompression and of HTML parsing alone, and pages: no program that parses can be faster."""
+    from fastwarc.warc import ArchiveIterator, WarcRecordType
+    from resiliparse.parse.html import HTMLTree
+
+    reading = parsing = 0.0
+    pages, mark = 0, time.process_time()
+    for warc in warcs:
+        with open(warc, "rb") as file:
+            for record in ArchiveIterator(file, record_types=WarcRecordType.response):
+                page = record.reader.read()
+                read = time.process_time()
+                HTMLTree.parse_from_bytes(page, "utf-8")
+                reading, parsing = reading + read - mark, parsing + time.process_time() - read
+                pages, mark = pages + 1, time.process_time()
+    return reading, parsing, pages
+
+
+def default_files(folder: Path) -> list[str]:
+    """The real pages where they stand beside the checkout, else the built-in sample."""
+    real = sorted((ROOT.parent / "shared" / "data" / "crawl").glob("*.warc.gz"))
+    if not real:
+        from corpus.sources.sample import build_sample
+
+        build_sample(folder / "sample", pages=3000)
+        real = sorted((folder / "sample").glob("*.warc.gz"))
+    return [str(path) for path in real]
+
+
+def print_agreement(peer: dict[str, Any], mine: dict[str, Any], profile: str) -> None:
+    """How much of what each side keeps the other keeps too, and why the rest goes."""
+    both = peer["kept"] & mine["kept"]
+    print(f"  of {len(peer['kept']):,} that datatrove keeps, {profile} keeps {len(both):,} "
+          f"({len(both) / max(1, len(peer['kept'])):.1%}); of {len(mine['kept']):,} that {profile} keeps, datatrove "
+          f"keeps {len(both) / max(1, len(mine['kept'])):.1%}")  # fmt: skip
+    unread = ("read", "not read (charset, type)")
+    for title, ids, why in (
+        (f"{profile} drops", peer["kept"] - both, mine["dropped"]),
+        ("datatrove drops", mine["kept"] - both, peer["dropped"]),
+    ):
+        reasons = Counter(": ".join(why.get(record, unread)) for record in ids).most_common()
+        print(f"    {title}: {', '.join(f'{reason} {count}' for reason, count in reasons) or 'none'}")
+
+
+def compare(python: Path, warcs: list[str], languages: tuple[str, ...], repeat: int, folder: Path) -> None:
+    """Run both sides on one population and print the tables."""
+    runs: dict[str, list[dict[str, Any]]] = {"fast": [], "faithful": []}
+    peer: dict[str, Any] = {}
+    for number in range(repeat):
+        for profile, results in runs.items():
+            results.append(ours(warcs, languages, profile, folder / f"{profile}-{number}"))
+        peer = peer or datatrove(python, warcs, languages, folder / "datatrove")
+    pages = runs["fast"][0]["records"]
+    print(f"  {'':28}{'CPU-seconds':>12}{'a CPU-second':>14}{'ratio':>8}{'kept':>7}")
+    print(
+        f"  {'datatrove ' + DATATROVE:28}{peer['cpu']:12.1f}{pages / peer['cpu']:14.1f}{1:8.1f}{len(peer['kept']):7,}"
+    )
+    for profile, results in runs.items():
+        cpu = sum(result["cpu"] for result in results) / len(results)
+        print(
+            f"  {profile:28}{cpu:12.1f}{pages / cpu:14.1f}{peer['cpu'] / cpu:8.1f}{len(results[0]['kept']):7,}"
+        )
+    for profile, results in runs.items():
+        print_agreement(peer, results[0], profile)
+    print(f"  datatrove's steps, CPU-seconds (imports and block lists before them: {peer['fixed']:.1f})")
+    steps: Counter = Counter()
+    for name, seconds in peer["steps"]:
+        steps[name] += seconds
+    steps["decompression and framework"] = peer["cpu"] - peer["fixed"] - sum(steps.values())
+    for name, seconds in steps.items():
+        print(f"    {name:40}{seconds:8.2f}")
+
+
+def print_stages(warcs: list[str], folder: Path) -> None:
+    """Our stages by profile and population, each measured in a fresh process."""
+    for title, languages in POPULATIONS.items():
+        for profile in ("fast", "faithful"):
+            out = folder / f"stages-{profile}-{len(languages)}"
+            command = [sys.executable, __file__, "--stages-of", profile, "--languages", ",".join(languages)]
+            done = subprocess.run(
+                [*command, "--out", str(out), *warcs], capture_output=True, text=True, check=True
+            )
+            print(f"  {profile}, {title}, CPU-seconds in one process")
+            for name, seconds in json.loads(done.stdout.splitlines()[-1]).items():
+                print(f"    {name:40}{seconds:8.2f}")
+
+
+def main() -> None:
+    """Parse the options, run what is asked, print."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("warcs", nargs="*")
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    parser.add_argument("--environment", type=Path, default=cache / "stemma" / f"datatrove-{DATATROVE}")
+    parser.add_argument("--repeat", type=int, default=2, help="runs of ours a population; their mean is told")
+    parser.add_argument("--stages-of", help=argparse.SUPPRESS)
+    parser.add_argument("--languages", default="en", help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.stages_of:
+        languages = tuple(code for code in options.languages.split(",") if code)
+        print(json.dumps(stages(options.warcs, languages, options.stages_of, options.out)))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        warcs = [str(Path(warc).resolve()) for warc in options.warcs] or default_files(folder)
+        python = environment(options.environment)
+        for title, languages in POPULATIONS.items():
+            print(f"{title}: {len(warcs)} files, {os.cpu_count()} cores")
+            compare(python, warcs, languages, options.repeat, folder / (languages[0] if languages else "all"))
+        print("our stages")
+        print_stages(warcs, folder)
+        reading, parsing, pages = limit(warcs)
+        print(f"the machine's limit: {pages / (reading + parsing):.0f} pages a CPU-second "
+              f"(decompression {reading:.2f} s, HTML parsing {parsing:.2f} s)")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
