@@ -25,29 +25,33 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import corpus.clean
-import corpus.dedup
+import corpus.ledger
 import corpus.unit
 from corpus.clean import CleanConfig, clean_crawl
 from corpus.language import model_path
 from corpus.ledger import read_ledger
 
+ROOT = Path(__file__).resolve().parent.parent
 DATATROVE = "0.10.1"
 # spaCy is what its English rules tokenise with; trafilatura 1.11, which it asks for, needs lxml's old cleaner.
 REQUIREMENTS = (f"datatrove[io,processing]=={DATATROVE}", "spacy>=3.8,<4", "lxml_html_clean")
 POPULATIONS = {"English kept": ("en",), "every language kept": ()}
 # What is clocked for the table of our stages: (stage, module, name in it).
 STEPS = (
+    ("urls", corpus.unit.UrlFilter, "reject"),
+    ("language", corpus.unit, "first_look"),
     ("extraction", corpus.unit, "_main_text"),
     ("language", corpus.unit, "identify"),
-    ("rules", corpus.unit, "_verdict"),
-    ("signatures", corpus.dedup, "sign"),
-    ("duplicates", corpus.clean, "_duplicates"),
-    ("unit's files", corpus.unit, "_write"),
-    ("documents, ledger, personal data", corpus.clean, "_publish"),
+    ("words", corpus.unit.Words, "of"),
+    ("rules", corpus.unit, "judge"),
+    ("signatures", corpus.unit, "sign"),
+    ("Parquet files", corpus.unit, "write_signatures"),
+    ("Parquet files", corpus.ledger, "write_parquet"),
+    ("duplicates", corpus.clean, "drop_duplicates"),
+    ("personal data", corpus.clean, "find_pii"),
 )
 
 
@@ -136,7 +140,6 @@ def stages(warcs: list[str], languages: tuple[str, ...], profile: str, out: Path
     config = CleanConfig(languages=languages, profile=profile)
     clean_crawl([(Path(warc).name, warc) for warc in warcs], out, out.with_suffix(".work"), config, workers=0)
     total = time.process_time() - started
-    spent["unit's files"] -= spent["signatures"]
     return {**spent, "everything else": total - sum(spent.values()), "in all": total}
 
 

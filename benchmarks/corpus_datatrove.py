@@ -9,7 +9,8 @@ datatrove's favour or without effect on its speed, so that it runs on a machine 
 - an extraction may take 30 seconds of wall-clock time instead of 1, so that no page is lost on a busy machine;
 - no exclusion writers: dropped documents are counted by id and reason, their texts are not written;
 - no TokensCounter (it needs a tokenizer from a hub); one task, one process, no Slurm.
-The block lists are loaded once, before the clock of the steps starts. CPU time is that of this process and its children, by step on datatrove's own timers.
+The block lists are loaded before the steps' clocks start. CPU time is that of this process and its children, by step
+on datatrove's own timers.
 """
 
 import json

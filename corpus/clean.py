@@ -29,6 +29,7 @@ from corpus.across import drop_duplicates, part_name, read_elder, read_gone
 from corpus.config import CleanConfig
 from corpus.engines import ENGINES, Engine, WorkerFailed, choose
 from corpus.engines.pool import LocalEngine
+from corpus.extract import PROFILES
 from corpus.pii import find_pii, replace_spans
 from corpus.repeats import LEAST_WORDS, cut_repeats, find_repeats
 from corpus.signatures import after_dedup, write_signatures
@@ -476,6 +477,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--languages", default="en", help="codes, comma-separated; empty keeps all (default: en)"
     )
+    parser.add_argument(
+        "--profile", choices=PROFILES, default="fast", help="which extraction (default: fast)"
+    )
     parser.add_argument("--workers", type=int, help="processes (default: one a core)")
     parser.add_argument("--engine", choices=ENGINES, default="local", help="where the units run")
     options = parser.parse_args(arguments)
@@ -487,7 +491,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             files,
             options.out,
             work,
-            CleanConfig(languages=languages),
+            CleanConfig(languages=languages, profile=options.profile),
             workers=options.workers,
             engine=options.engine,
         )
