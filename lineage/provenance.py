@@ -272,6 +272,7 @@ def _crawl_files(manifest: Path) -> Iterable[dict[str, Any]]:
         yield {
             "name": file["file"],
             "digest": {"sha256": file["sha256"]},
+            **({"downloadLocation": file["origin"]} if file.get("origin") else {}),
             "annotations": {"role": "crawl file", "bytes": file["bytes"], "records": file["records"]},
         }
 

@@ -9,6 +9,7 @@ Notable:
 * a connection that carries fewer than SLOWEST bytes a second over `stall_seconds` is given up as stalled.
 """
 
+import contextlib
 import json
 import queue
 import random
@@ -127,12 +128,10 @@ class _Part:
         self.path = file.to.with_name(file.to.name + ".part")
         self._about = file.to.with_name(file.to.name + ".part.json")
         self.validator, self.total = "", None
-        try:
+        with contextlib.suppress(OSError, ValueError, KeyError):  # what is not known of is not trusted
             about = json.loads(self._about.read_text())
             if about["url"] == file.url and self.path.is_file():
                 self.validator, self.total = about["validator"], about["total"]
-        except (OSError, ValueError, KeyError):
-            pass  # nothing is known of it, so it is not trusted
         self.url = file.url
         self.size = self.path.stat().st_size if self.validator and self.path.is_file() else 0
 
@@ -169,20 +168,11 @@ def _fetch(
         try:
             _pour(file, part, open_range, manners, pace, on_bytes)
             _check(file, part)
+            pace.check()
             part.publish(file.to)
             return
         except Refused as refused:
-            if refused.status not in SLOW_DOWN:
-                reason = f"status {refused.status}"
-                raise CannotFetch(file.url, reason, f"the server answers {refused.status}") from None
-            wait, reason, why = (
-                refused.wait,
-                f"status {refused.status}",
-                f"the server answers {refused.status}",
-            )
-            if (wait or 0) > LONGEST_RETRY_AFTER:
-                why += f" and wants to be left alone for {wait:,.0f} s"
-                raise CannotFetch(file.url, reason, why) from None
+            wait, reason, why = _told(file.url, refused)
         except Broke as broke:
             reason, why = "connection", str(broke)
         except Spoiled as error:
@@ -194,15 +184,23 @@ def _fetch(
         failures = 1 if part.size > furthest else failures + 1
         furthest = max(furthest, part.size)
         if failures >= manners.tries:
-            why += (
-                f"; given up after {failures} tries in a row without a new byte. Try again later: it resumes"
-            )
+            why += f"; given up after {failures} tries in a row without a new byte. Try later: it resumes"
             raise CannotFetch(file.url, reason, why)
         longest = min(manners.longest_wait, manners.first_wait * 2 ** (failures - 1))
         pause = random.uniform(longest / 2, longest)  # jitter, so that clients turned away together part ways
         if reason.startswith("status"):
             pace.slow_down(max(pause, wait or 0))
         pace.wait(pause)
+
+
+def _told(url: str, refused: Refused) -> tuple[float | None, str, str]:
+    """How long the server wants to be left alone, and what to say. Raises CannotFetch where its answer is final."""
+    reason, why = f"status {refused.status}", f"the server answers {refused.status}"
+    if refused.status not in SLOW_DOWN:
+        raise CannotFetch(url, reason, why)
+    if (refused.wait or 0) > LONGEST_RETRY_AFTER:
+        raise CannotFetch(url, reason, f"{why} and wants to be left alone for {refused.wait:,.0f} s")
+    return refused.wait, reason, why
 
 
 def _pour(
@@ -242,8 +240,7 @@ def _pour(
 
 def _end(file: Wanted, part: _Part) -> int | None:
     """How many bytes of the file are wanted; None where its length is not known."""
-    ends = [size for size in (part.total, file.first_bytes) if size is not None]
-    return min(ends) if part.total is not None else None if not ends else ends[0]
+    return min((size for size in (part.total, file.first_bytes) if size is not None), default=None)
 
 
 def _check(file: Wanted, part: _Part) -> None:

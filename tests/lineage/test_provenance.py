@@ -63,6 +63,17 @@ def test_statement_is_valid_in_toto_and_slsa_by_their_own_package(made):
         assert str(made.root) not in text and os.uname().nodename not in text
 
 
+def test_a_fetched_file_names_where_it_was_fetched_from(made):
+    manifest = made.root / "data/raw_crawl/sample/manifest.jsonl"
+    (line,) = map(json.loads, manifest.read_text().splitlines())
+    manifest.write_text(json.dumps({**line, "origin": "https://crawl.example/00001.warc.gz"}) + "\n")
+    version = made.commit("raw_crawl@sample")
+    write_statement(made.root, "raw_crawl@sample", version, {})
+    found = statement_of(made, "raw_crawl@sample")["predicate"]["buildDefinition"]["resolvedDependencies"]
+    (file,) = [each for each in found if each["annotations"]["role"] == "crawl file"]
+    assert file["downloadLocation"] == "https://crawl.example/00001.warc.gz"
+
+
 def test_subjects_are_every_file_of_the_version_by_sha256(made):
     folder = made.root / "data/raw_crawl/sample"
     files = {str(f.relative_to(folder)): f for f in folder.rglob("*") if f.is_file()}
