@@ -385,8 +385,7 @@ def _summary(
     outcomes = Counter()
     for (_, _, outcome), count in rows.items():
         outcomes[outcome] += count
-    lengths, hosts, hosts_read = total("lengths"), total("hosts"), total("hosts_read")
-    busiest = list(_by_count(hosts_read).items())[:TOP_HOSTS]
+    lengths = total("lengths")
     read = sum((Counter(json.loads((u / "unit.json").read_text())["counts"]) for u in units), Counter())
     return {
         "crawl": crawl,
@@ -402,16 +401,22 @@ def _summary(
         "funnel": _funnel(rows),
         "languages": _by_count(total("languages")),
         "other_languages": _by_count(total("other_languages")),
-        "hosts": {"distinct": len(hosts), "top": dict(list(_by_count(hosts).items())[:TOP_HOSTS])},
-        "hosts_read": {
-            "distinct": len(hosts_read),
-            "top": {host: {"records": records, "kept": hosts[host]} for host, records in busiest},
-        },
+        "hosts": _hosts(total("hosts_read"), total("hosts")),
         "language_scores": _score_histogram(total("scores"), total("other_scores")),
         "words_per_document": {f"{edge}+": lengths[f"{edge}+"] for edge in (0, *WORD_EDGES)},
         "pii_replaced": dict(sorted(total("pii").items())),
         "archive_records": dict(sorted(read.items())),
     }
+
+
+def _hosts(read: Counter, kept: Counter) -> dict[str, Any]:
+    """How many hosts there are, and records and documents of the first by either."""
+
+    def top(counts: Counter) -> dict[str, dict[str, int]]:
+        names = list(_by_count(counts))[:TOP_HOSTS]
+        return {host: {"records": read[host], "kept": kept[host]} for host in names}
+
+    return {"read": len(read), "kept": len(kept), "most_read": top(read), "most_kept": top(kept)}
 
 
 def _score_histogram(kept: Counter, dropped: Counter) -> dict[str, dict[str, int]]:

@@ -1,6 +1,8 @@
-"""What became of a crawl, for people: the funnel as a table on the terminal, as Markdown, and as a small plot."""
+"""What became of a crawl, in words and tables: the funnel on the terminal and as Markdown, and its numbers."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 STEP_NAMES = {
@@ -12,8 +14,21 @@ STEP_NAMES = {
     "dedup": "not a duplicate",
     "pii": "personal data out",
 }
+BYTES_PER_TOKEN = (
+    4.0  # a rule of thumb for English and a large vocabulary; the tokenizer stage measures its own
+)
+SAMPLE_DOCUMENTS = 500  # that a tokenizer is tried on
 TOP_REASONS = 4
-INK, KEPT, DROPPED, FAILED = "#2b2b2b", "#2f6f8f", "#d9c9a8", "#b5483a"
+
+
+def load(folder: Path | str) -> dict[str, Any]:
+    """stats.json of a cleaned corpus. Raises FileNotFoundError, a sentence, where there is none."""
+    path = Path(folder) / "stats.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is not there, so {folder} holds no cleaned corpus. Make it: stemma materialize cleaned_corpus"
+        )
+    return json.loads(path.read_text())
 
 
 def _data(stats: Any) -> Mapping[str, Any]:
@@ -49,27 +64,79 @@ def headline(stats: Any) -> str:
     )
 
 
+def tokens(stats: Any, folder: Path | None = None, tokenizer: Path | None = None) -> tuple[float, str]:
+    """(tokens of the documents, how that is known): by a tokenizer.json tried on a sample, else by rule of thumb."""
+    data = _data(stats)
+    if tokenizer is None or folder is None or not data["documents"]:
+        return data["bytes"] / BYTES_PER_TOKEN, f"at {BYTES_PER_TOKEN:g} bytes a token"
+    from tokenizers import Tokenizer
+
+    from corpus.ledger import document_dataset
+
+    texts = document_dataset(folder).head(SAMPLE_DOCUMENTS, columns=["text"])["text"].to_pylist()
+    encoded = Tokenizer.from_file(str(tokenizer)).encode_batch_fast(texts, add_special_tokens=False)
+    ratio = sum(len(text.encode()) for text in texts) / max(1, sum(len(found) for found in encoded))
+    return data["bytes"] / ratio, f"at {ratio:.2f} bytes a token, measured"
+
+
+def outcome(stats: Any, tokens: tuple[float, str]) -> str:
+    """'1,435 documents, 174,351 words, 1.1 MB, about 269 thousand tokens (at 4 bytes a token)'."""
+    data = _data(stats)
+    return (
+        f"{data['documents']:,} documents, {data['words']:,} words, {size(data['bytes'])} of text, "
+        f"about {short(tokens[0])} tokens ({tokens[1]})"
+    )
+
+
+def median_length(stats: Any) -> str:
+    """Between which two edges of the histogram the median document's words lie: '100 to 200 words'."""
+    bins = list(_data(stats)["words_per_document"].items())
+    half, seen = sum(count for _, count in bins) / 2, 0
+    for (name, count), after in zip(bins, [*bins[1:], None], strict=True):
+        seen += count
+        if seen >= half and count:
+            low = name.rstrip("+")
+            return f"{low} to {after[0].rstrip('+')} words" if after else f"{low} words or more"
+    return "unknown"
+
+
+def short(number: float) -> str:
+    """'1.44 M': a count in three digits."""
+    for unit, name in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= unit:
+            return f"{number / unit:.3g}{name}"
+    return f"{number:.0f}"
+
+
+def size(n_bytes: float) -> str:
+    """Bytes with a decimal unit: '1.08 MB'."""
+    return f"{short(n_bytes)}B" if n_bytes >= 1e3 else f"{n_bytes:.0f} bytes"
+
+
 def print_funnel(stats: Any, console: Any = None) -> None:
-    """Print the funnel, and the scores against the truth where there are any."""
+    """Print the funnel, and the scores against the truth where there are any; made for 80 columns."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.padding import Padding
+    from rich.text import Text
 
     console = console or Console()
-    table = Table(title=headline(stats), title_justify="left", title_style="bold", header_style="dim")
-    for name, side in (("step", "left"), ("in", "right"), ("dropped", "right"), ("failed", "right")):
-        table.add_column(name, justify=side, no_wrap=True)
-    table.add_column("left", justify="right", no_wrap=True)
-    table.add_column("%", justify="right", no_wrap=True)
-    table.add_column("why", overflow="fold")
-    for step in funnel(stats):
-        numbers = [f"{step[name]:,}" if step[name] else "·" for name in ("dropped", "failed")]
-        share = f"{100 * step['share']:.0f}"
-        table.add_row(
-            step["name"], f"{step['in']:,}", *numbers, f"{step['left']:,}", share, reasons_text(step)
+    steps = funnel(stats)
+    wide = max(9, *(len(f"{step['in']:,}") for step in steps))
+    bar = max(8, min(40, console.width - 17 - 3 * wide - 10))
+    console.print(Text(headline(stats), "bold"))
+    console.print(Text(f"{'':<17}{'left':>{wide}}{'%':>5}{'dropped':>{wide}}{'failed':>{wide}}", "dim"))
+    for step in steps:
+        dropped, failed = (f"{step[name]:,}" if step[name] else "·" for name in ("dropped", "failed"))
+        line = f"{step['name']:<17}{step['left']:>{wide},}{100 * step['share']:>5.0f}{dropped:>{wide}}{failed:>{wide}}"
+        filled = round(bar * step["share"])
+        gone = round(bar * step["in"] / max(1, steps[0]["in"])) - filled
+        console.print(
+            Text.assemble(line, "  ", ("█" * filled, "cyan"), ("░" * gone, "yellow")), highlight=False
         )
-    console.print(table)
+        if why := reasons_text(step):
+            console.print(Padding(Text(why, "dim"), (0, 0, 0, 4)))
     for line in truth_lines(stats):
-        console.print(line, highlight=False)
+        console.print(Text(line))
 
 
 def truth_lines(stats: Any) -> list[str]:
@@ -97,54 +164,3 @@ def markdown(stats: Any) -> str:
         )
     scores = [f"- {line}" for line in truth_lines(stats)]
     return "\n".join([f"**{headline(stats)}**", "", *rows, *(["", *scores] if scores else [])]) + "\n"
-
-
-def plot_funnel(stats: Any) -> bytes:
-    """The funnel as a PNG of about 20 kB: a bar a step, split into what is left, dropped and failed."""
-    from io import BytesIO
-
-    from matplotlib.figure import Figure
-
-    steps = funnel(stats)
-    figure = Figure(figsize=(8.4, 0.52 * len(steps) + 1.0), dpi=96, layout="constrained")
-    axes = figure.subplots()
-    places = range(len(steps))
-    left = [step["left"] for step in steps]
-    dropped = [step["dropped"] for step in steps]
-    failed = [step["failed"] for step in steps]
-    axes.barh(places, left, color=KEPT, height=0.66, label="left")
-    axes.barh(places, dropped, left=left, color=DROPPED, height=0.66, label="dropped")
-    before = [a + b for a, b in zip(left, dropped, strict=True)]
-    axes.barh(places, failed, left=before, color=FAILED, height=0.66, label="failed")
-    width = max(1, steps[0]["in"])
-    for place, step in zip(places, steps, strict=True):
-        _annotate(axes, place, step, width)
-    axes.set_yticks(list(places), [step["name"] for step in steps], color=INK)
-    axes.invert_yaxis()
-    axes.set_xlim(0, width * 1.55)
-    axes.set_xticks([])
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    axes.set_title(headline(stats), fontsize=9.5, loc="left", color=INK, pad=10)
-    axes.legend(loc="lower right", fontsize=8, frameon=False, ncols=3)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _annotate(axes: Any, place: int, step: Mapping[str, Any], width: int) -> None:
-    """The number left inside the bar, the reasons right of it."""
-    inside = step["left"] > 0.12 * width
-    axes.text(
-        step["left"] - 0.01 * width if inside else step["left"] + 0.01 * width,
-        place,
-        f"{step['left']:,}",
-        va="center",
-        ha="right" if inside else "left",
-        fontsize=8.5,
-        color="white" if inside else INK,
-    )
-    why = reasons_text(step, 2)
-    if why:
-        start = max(step["in"], step["left"] + (0 if inside else 0.09 * width)) + 0.015 * width
-        axes.text(start, place, why, va="center", ha="left", fontsize=7.5, color=INK)

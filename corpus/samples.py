@@ -89,6 +89,17 @@ def _load_rows(parts: list[Path], found: dict, heaps: dict) -> None:
         found[key].rows = [row for _, row in sorted(rows, key=lambda item: (-item[0], item[1]["record_id"]))]
 
 
+def sources_of(root: Path, crawl: str) -> dict[str, str]:
+    """A project's crawl files by the name they go by in the ledger: what to open for each.
+
+    Raises FileNotFoundError, a sentence, where the crawl is not there.
+    """
+    from corpus.crawl import read_manifest
+
+    folder = root / "data" / "raw_crawl" / crawl
+    return {file.name: file.path(root, folder) for file in read_manifest(folder)}
+
+
 def read_text(row: Mapping[str, Any], sources: Mapping[str, str | Path]) -> tuple[str, str]:
     """(main text, note) of a ledger row's page, read back from `sources` (the crawl's files by name).
 
@@ -124,5 +135,6 @@ def _whole_page(payload: bytes, charset: str | None) -> tuple[str, str]:
 
     from corpus.extract import decode
 
-    text = extract_plain_text(decode(payload, charset), main_content=False, links=False).strip()
+    lines = extract_plain_text(decode(payload, charset), main_content=False, links=False).splitlines()
+    text = " · ".join(line.strip(" •") for line in lines if line.strip(" •"))
     return (text, "no main text; this is the whole page") if text else ("", "nothing on it that can be read")

@@ -57,18 +57,11 @@ def nearest(root: Path, url: str) -> list[str]:
 def page_text(root: Path, row: dict[str, Any]) -> str:
     """The text of the page of a ledger's row, extracted again from the crawl file it stands in.
 
-    Raises WorkspaceError where the crawl is no longer here.
+    Raises FileNotFoundError where the crawl is no longer here.
     """
-    from corpus.crawl import read_manifest
-    from corpus.samples import read_text
+    from corpus.samples import read_text, sources_of
 
-    crawl = Path(root) / "data" / "raw_crawl" / row["crawl"]
-    if not crawl.is_dir():
-        raise WorkspaceError(
-            f"{crawl} is not there, so the page cannot be read again. Get it: dvc checkout {crawl}"
-        )
-    sources = {file.name: file.path(Path(root), crawl) for file in read_manifest(crawl)}
-    text, note = read_text(row, sources)
+    text, note = read_text(row, sources_of(Path(root), row["crawl"]))
     return text or f"({note})"
 
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from processes import alive
 
-from corpus import clean, report
+from corpus import clean
 from corpus.clean import CleanConfig, CleaningFailed, TooManyFailures, clean_crawl
 from corpus.ledger import (
     LEDGER_SCHEMA,
@@ -253,21 +253,6 @@ def test_what_cannot_be_done_is_said_in_a_sentence(sample, tmp_path, monkeypatch
     with pytest.raises(CleaningFailed, match="Free some space and run it again"):
         clean_crawl([file], out, work, workers=0)
     assert not out.exists()
-
-
-def test_the_report_shows_every_step_and_its_reasons(cleaned, capsys):
-    stats = json.loads((cleaned / "stats.json").read_text())
-    steps = report.funnel(stats)
-    assert [step["in"] for step in steps[1:]] == [step["left"] for step in steps[:-1]]
-    assert steps[0]["in"] == stats["records"] and steps[-1]["left"] == stats["kept"]
-    assert all(step["in"] - step["left"] == sum(step["reasons"].values()) for step in steps)
-    report.print_funnel(stats)
-    shown, text = capsys.readouterr().out, report.markdown(stats)
-    for step in steps:
-        assert step["name"] in shown and step["name"] in text
-    picture = report.plot_funnel(stats)
-    assert picture.startswith(b"\x89PNG") and len(picture) < 60_000
-    assert picture == report.plot_funnel(stats)
 
 
 @pytest.mark.slow

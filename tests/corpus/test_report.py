@@ -6,7 +6,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from corpus import plots, report
 from corpus.clean import CleanConfig, clean_crawl
 from corpus.ledger import document_dataset, read_ledger
 from corpus.meaning import meaning, reason
@@ -46,12 +48,54 @@ def test_the_distributions_are_those_of_the_ledger_and_the_documents(cleaned, st
     assert scores["0.95+"]["kept"] == high > 0
     read = Counter(row["host"] for row in rows)
     kept = Counter(document["host"] for document in documents)
-    assert stats["hosts_read"]["distinct"] == len(read)
-    assert all(
-        seen == {"records": read[host], "kept": kept[host]}
-        for host, seen in stats["hosts_read"]["top"].items()
-    )
+    assert (stats["hosts"]["read"], stats["hosts"]["kept"]) == (len(read), len(kept))
+    for name, counts in (("most_read", read), ("most_kept", kept)):
+        first = next(iter(stats["hosts"][name]))
+        assert counts[first] == max(counts.values())
+        assert all(
+            seen == {"records": read[host], "kept": kept[host]} for host, seen in stats["hosts"][name].items()
+        )
     assert sum(stats["words_per_document"].values()) == stats["documents"]
+
+
+def test_the_funnel_loses_in_every_step_what_its_reasons_say(stats, capsys):
+    steps = report.funnel(stats)
+    assert [step["in"] for step in steps[1:]] == [step["left"] for step in steps[:-1]]
+    assert steps[0]["in"] == stats["records"] and steps[-1]["left"] == stats["kept"]
+    assert all(step["in"] - step["left"] == sum(step["reasons"].values()) for step in steps)
+    report.print_funnel(stats, Console(width=80, color_system=None))
+    shown, text = capsys.readouterr().out, report.markdown(stats)
+    assert max(len(line) for line in shown.splitlines()) <= 80
+    for step in steps:
+        assert step["name"] in shown and step["name"] in text
+        assert all(rule in text for rule in step["reasons"])
+
+
+@pytest.mark.parametrize("draw_picture", [plots.plot_funnel, plots.plot_contents])
+def test_the_pictures_are_small_and_the_same_each_time(stats, draw_picture):
+    picture = draw_picture(stats)
+    assert picture.startswith(b"\x89PNG") and len(picture) < 60_000
+    assert picture == draw_picture(stats)
+
+
+def test_pictures_can_be_drawn_of_nothing(stats):
+    empty = {**stats, "languages": {}, "other_languages": {}, "records": 0, "documents": 0, "bytes": 0}
+    empty["hosts"] = {"read": 0, "kept": 0, "most_read": {}, "most_kept": {}}
+    empty["words_per_document"] = dict.fromkeys(stats["words_per_document"], 0)
+    assert plots.plot_contents(empty) and report.median_length(empty) == "unknown"
+
+
+def test_tokens_are_counted_with_a_tokenizer_and_guessed_without(stats, cleaned, tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.save(str(tmp_path / "tokenizer.json"))
+    assert report.tokens(stats)[0] == stats["bytes"] / 4
+    counted, how = report.tokens(stats, cleaned, tmp_path / "tokenizer.json")
+    texts = document_dataset(cleaned).to_table(columns=["text"])["text"].to_pylist()
+    assert counted == pytest.approx(sum(len(re.findall(r"\w+|[^\w\s]+", text)) for text in texts))
+    assert "measured" in how
 
 
 def test_twenty_pages_a_rule_are_drawn_whatever_the_order_of_the_rows(cleaned, tmp_path):

@@ -1,0 +1,236 @@
+"""What became of a crawl as one HTML page: funnel, hosts, languages, lengths, and pages of every rule to look at.
+
+    write_report(Path("data/cleaned_corpus/news"), sources, Path("reports/cleaned_corpus/news.html"))
+
+It opens offline and holds no script and no remote resource; texts of strange pages stand in it, escaped, behind a
+content security policy, and their addresses are no links. The same corpus gives the same bytes. It stands beside
+the versioned corpus, not inside: a report drawn differently must not make a model be trained anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from corpus import charts, ledger, report
+from corpus.meaning import YES_OR_NO, meaning, number
+from corpus.samples import PER_RULE, Drawn, draw, read_text
+
+EXCERPT = 420  # characters of a page's text
+MAX_URL = 300  # characters
+TOP_HOSTS, TOP_LANGUAGES = 15, 12
+NO_LIMIT = YES_OR_NO | {"http_status"}  # rules whose threshold says nothing
+SHOW_COUNTS = 8  # distinct values up to which they are listed, not drawn
+
+
+def write_report(
+    folder: Path,
+    sources: Mapping[str, str | Path],
+    out: Path,
+    tokenizer: Path | None = None,
+    per_rule: int = PER_RULE,
+) -> Path:
+    """Write the report of a cleaned corpus to `out`, by rename; return `out`.
+
+    `sources`: the crawl's files by the name they go by in the ledger, to read pages back from; those that are not
+    there are said to be missing. `tokenizer`: a tokenizer.json to count tokens with, else they are estimated.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(out.name + ".partial")
+    partial.write_text(render(folder, sources, tokenizer, per_rule), "utf-8")
+    return partial.replace(out)
+
+
+def render(
+    folder: Path, sources: Mapping[str, str | Path], tokenizer: Path | None = None, per_rule: int = PER_RULE
+) -> str:
+    """The report as HTML text."""
+    from jinja2 import Environment, FileSystemLoader
+
+    place = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return place.get_template("report_page.html").render(_content(folder, sources, tokenizer, per_rule))
+
+
+def _content(
+    folder: Path, sources: Mapping[str, str | Path], tokenizer: Path | None, per_rule: int
+) -> dict[str, Any]:
+    stats = report.load(folder)
+    drawn, share = draw(folder, per_rule)
+    twins = _twins(folder, drawn)
+    ended = [d for d in drawn if d.rule]
+    tokens = report.tokens(stats, folder, tokenizer)
+    return {
+        "crawl": stats["crawl"],
+        "headline": report.headline(stats),
+        "records": max(1, stats["records"]),
+        "documents": stats["documents"],
+        "files": len(stats["files"]),
+        "config_hash": stats["config_hash"],
+        "tiles": _tiles(stats, tokens),
+        "funnel": [s | {"replaced": _replaced(stats)} for s in report.funnel(stats)],
+        "outcome": report.outcome(stats, tokens),
+        "languages": _languages(stats),
+        "median": report.median_length(stats),
+        "lengths": _lengths(stats),
+        "scores": _scores(stats),
+        "hosts": _hosts(stats),
+        "hosts_sentence": f"{stats['hosts']['read']:,} hosts were read, {stats['hosts']['kept']:,} have a "
+        "document that was kept.",
+        "truth": report.truth_lines(stats),
+        "ids": {(d.stage, d.rule): _id(d) for d in ended},
+        "per_rule": per_rule,
+        "share": share,
+        "rules": [_rule(d, sources, twins, stats) for d in ended],
+        "kept": [page for d in drawn if not d.rule for page in _kept(folder, d)],
+    }
+
+
+def _tiles(stats: Mapping[str, Any], tokens: tuple[float, str]) -> list[dict[str, str]]:
+    def share(part: int) -> str:
+        return f"{100 * part / max(1, stats['records']):.1f} % of the records"
+
+    return [
+        {"name": "records", "value": f"{stats['records']:,}", "note": f"in {len(stats['files']):,} files"},
+        {"name": "documents kept", "value": f"{stats['documents']:,}", "note": share(stats["kept"])},
+        {"name": "dropped", "value": f"{stats['dropped']:,}", "note": share(stats["dropped"])},
+        {"name": "failed", "value": f"{stats['failed']:,}", "note": share(stats["failed"])},
+        {"name": "words", "value": report.short(stats["words"]), "note": report.size(stats["bytes"])},
+        {"name": "tokens", "value": report.short(tokens[0]), "note": tokens[1]},
+    ]
+
+
+def _replaced(stats: Mapping[str, Any]) -> str:
+    return ", ".join(f"{count:,} {kind}" for kind, count in stats["pii_replaced"].items()) or "nothing"
+
+
+def _languages(stats: Mapping[str, Any]) -> list[dict[str, Any]]:
+    pages = [("kept", name, n) for name, n in stats["languages"].items()]
+    pages += [("dropped", name, n) for name, n in stats["other_languages"].items()]
+    pages.sort(key=lambda item: (-item[2], item[1]))
+    whole = sum(n for _, _, n in pages) or 1
+    shown = pages[:TOP_LANGUAGES]
+    rest = sum(n for _, _, n in pages[TOP_LANGUAGES:])
+    shown += [("dropped", f"{len(pages) - TOP_LANGUAGES} others", rest)] if rest else []
+    return [{"kind": kind, "name": name, "pages": n, "share": n / whole} for kind, name, n in shown]
+
+
+def _hosts(stats: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The hosts with the most documents, and those with the most records, each beside what became of them."""
+    tables = (("Most documents kept", "most_kept"), ("Most records read", "most_read"))
+    rows = {name: list(stats["hosts"][name].items())[:TOP_HOSTS] for _, name in tables}
+    return [(title, [{"name": host} | seen for host, seen in rows[name]]) for title, name in tables]
+
+
+def _lengths(stats: Mapping[str, Any]) -> dict[str, Any]:
+    bins = stats["words_per_document"]
+    return charts.columns([name.rstrip("+") for name in bins], {"kept": list(bins.values())})
+
+
+def _scores(stats: Mapping[str, Any]) -> dict[str, Any]:
+    names = [name.rstrip("+") for name in stats["language_scores"]]
+    bins = list(stats["language_scores"].values())
+    series = {kind: [bin[kind] for bin in bins] for kind in ("kept", "dropped")}
+    return charts.columns(names, series, every=2, root=True)
+
+
+def _id(drawn: Drawn) -> str:
+    return f"{drawn.stage}-{drawn.rule}-{drawn.outcome}"
+
+
+def _rule(
+    drawn: Drawn, sources: Mapping[str, str | Path], twins: Mapping[str, str], stats: Mapping[str, Any]
+) -> dict[str, Any]:
+    limits = {row["threshold"] for row in drawn.rows}
+    limit = limits.pop() if len(limits) == 1 and drawn.rule not in NO_LIMIT else None
+    counts = sorted(drawn.values.items(), key=lambda item: (-item[1], item[0]))
+    listed = ", ".join(f"{number(value)} ({pages:,} ×)" for value, pages in counts)
+    chart = charts.values(drawn.values, limit, number) if len(counts) > SHOW_COUNTS else None
+    if drawn.rule == "other_language":  # its value is how surely; what matters is which
+        chart, listed = None, ", ".join(f"{name} ({n:,} ×)" for name, n in stats["other_languages"].items())
+    part = f"{100 * drawn.pages / max(1, stats['records']):.1f} %"
+    return {
+        "id": _id(drawn),
+        "rule": drawn.rule,
+        "pages": drawn.pages,
+        "counted": f"{drawn.stage} · {drawn.outcome} · {drawn.pages:,} pages, {part} of all records",
+        "meaning": meaning(drawn.rule),
+        "limit": "" if limit is None else f"Limit {number(limit)}.",
+        "chart": chart,
+        "measured": "" if chart or drawn.rule in YES_OR_NO else listed,
+        "samples": [_sample(row, sources, twins) for row in drawn.rows],
+    }
+
+
+def _sample(
+    row: Mapping[str, Any], sources: Mapping[str, str | Path], twins: Mapping[str, str]
+) -> dict[str, Any]:
+    """One dropped page: address, facts, the page that was kept in its place, and the beginning of its text."""
+    if row["outcome"] == ledger.FAILED:
+        text, note = "", ""  # not parsed again: it may be what the parser failed on
+    else:
+        text, note = read_text(row, sources)
+    by_language = row["stage"] in ("language", "quality", "dedup") and row["detail"]
+    facts = [row["host"]]
+    facts += [f"language {row['detail']}"] if by_language else [row["detail"]] if row["detail"] else []
+    if row["value"] is not None and row["rule"] not in YES_OR_NO:
+        limit = (
+            ""
+            if row["threshold"] is None or row["rule"] in NO_LIMIT
+            else f", limit {number(row['threshold'])}"
+        )
+        facts.append(f"measured {number(row['value'])}{limit}")
+    twin = row["duplicate_of"] and twins.get(row["duplicate_of"], row["duplicate_of"])
+    return {
+        "url": _cut(row["url"], MAX_URL),
+        "facts": [fact for fact in facts if fact],
+        "twin": twin and _cut(twin, MAX_URL),
+        "note": _cut(note, EXCERPT),
+        "language": row["detail"] if by_language else "",
+        "text": _excerpt(text),
+    }
+
+
+def _kept(folder: Path, drawn: Drawn) -> list[dict[str, Any]]:
+    ids = [row["record_id"] for row in drawn.rows]
+    found = (
+        {d["record_id"]: d for d in ledger.find_rows(folder, "record_id", ids, "documents")} if ids else {}
+    )
+    return [
+        {
+            "url": _cut(d["url"], MAX_URL),
+            "facts": [
+                d["host"],
+                f"language {d['language']} ({d['language_score']:.2f})",
+                f"{d['n_bytes']:,} bytes",
+            ],
+            "twin": "",
+            "note": "",
+            "language": d["language"],
+            "text": _excerpt(d["text"]),
+        }
+        for d in (found[record_id] for record_id in ids if record_id in found)
+    ]
+
+
+def _excerpt(text: str) -> str:
+    """The beginning of a text, without personal data and without signs that steer a browser or a terminal."""
+    from unicodedata import category
+
+    from corpus.pii import replace_pii
+
+    clean = "".join(c for c in text[: 2 * EXCERPT] if c == "\n" or category(c)[0] != "C")
+    return _cut(replace_pii(clean), EXCERPT)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[:most].rstrip() + " …"
+
+
+def _twins(folder: Path, drawn: Sequence[Drawn]) -> dict[str, str]:
+    """URL of each kept page that a drawn page is a copy of, as far as it is in this corpus."""
+    wanted = {row["duplicate_of"] for d in drawn for row in d.rows if row["duplicate_of"]}
+    found = ledger.find_rows(folder, "record_id", wanted) if wanted else []
+    return {row["record_id"]: row["url"] for row in found}
