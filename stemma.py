@@ -149,6 +149,7 @@ def clean(
     """Clean crawl files into text, by themselves: no Dagster, no DVC, just files in and files out."""
     from corpus.clean import CleanConfig, clean_crawl
     from corpus.crawl import find_files
+    from corpus.html_report import write_report
     from corpus.report import print_funnel
 
     with _plain_errors():
@@ -170,11 +171,12 @@ def clean(
             engine=engine,
         )
         shutil.rmtree(work)
+        write_report(out_dir, dict(pairs), out_dir / "report.html")
     if as_json:
         print((out_dir / "stats.json").read_text())
     else:
         print_funnel(stats, out)
-        out.print(f"\ndocuments, ledger and numbers: {out_dir}")
+        out.print(f"\ndocuments, ledger and numbers: {out_dir}\nto look at: {out_dir / 'report.html'}")
 
 
 @corpus_app.command()
@@ -288,6 +290,22 @@ def why(
         print_rows(url, rows, out, near)
     if not rows:
         raise typer.Exit(NOT_FOUND)
+
+
+@corpus_app.command("report")
+def corpus_report(
+    crawl: Annotated[str | None, typer.Argument(help="A crawl of params.yaml (default: every one).")] = None,
+) -> None:
+    """Draw what became of a crawl as one HTML page: the funnel, hosts, languages, twenty dropped pages a rule."""
+    from corpus.html_report import report_of
+
+    with _plain_errors():
+        cleaned = ROOT / "data" / "cleaned_corpus"
+        names = [crawl] if crawl else sorted(path.parent.name for path in cleaned.glob("*/stats.json"))
+        if not names:
+            raise FileNotFoundError("No crawl is cleaned yet. Clean one: stemma materialize cleaned_corpus")
+        for name in names:
+            out.print(str(report_of(ROOT, name)), soft_wrap=True)
 
 
 @app.command()

@@ -18,19 +18,24 @@ def cleaned_corpus(run: StageRun) -> Evidence:
     """URL filter, text extraction, language, quality rules, duplicates, personal data: in that order.
 
     `documents/` holds what was kept, `ledger/` one row for every record with the rule that decided it.
+    Beside the version, not in it: `reports/cleaned_corpus/CRAWL.html` shows twenty dropped pages of every rule.
     """
     from corpus.clean import CleanConfig, clean_crawl
     from corpus.crawl import read_manifest
+    from corpus.html_report import REPORTS, write_report
     from corpus.ledger import check_conservation, document_dataset
     from corpus.pii import find_pii
-    from corpus.report import markdown, plot_funnel
+    from corpus.plots import plot_contents, plot_funnel
+    from corpus.report import markdown, samples_markdown
+    from corpus.samples import draw
 
     crawl = run.inputs["raw_crawl"]
     files = read_manifest(crawl)
+    sources = {f.file: f.path(run.root, crawl) for f in files}
     truth = crawl / "truth.parquet"
     config = CleanConfig.from_dict(run.params)
     stats = clean_crawl(
-        [(f.file, f.path(run.root, crawl)) for f in files],
+        list(sources.items()),
         run.out,
         run.work / "units",
         config,
@@ -46,10 +51,14 @@ def cleaned_corpus(run: StageRun) -> Evidence:
         for row in batch.to_pylist()
         if find_pii(row["text"], config.remove_pii, row["language"], row["host"])
     ]
+    drawn = draw(run.out)
+    report = write_report(run.out, sources, run.root / REPORTS / f"{run.partition}.html", drawn=drawn)
     return Evidence(
         numbers={**counts, "words": stats.words, "bytes": stats.bytes},
         plot=plot_funnel(stats),
-        tables={"funnel": markdown(stats)},
+        more_plots={"languages_hosts_lengths": plot_contents(stats)},
+        tables={"funnel": markdown(stats), "dropped_pages": samples_markdown(drawn[0])},
+        files={"report": str(report.relative_to(run.root))},
         checks={
             "nothing_vanishes": counts["records"] == counts["kept"] + counts["dropped"] + counts["failed"],
             "not_empty": counts["kept"] > 0,

@@ -29,10 +29,15 @@ OWNER = "team:stemma"
 
 @dataclass
 class Evidence:
-    """What a stage shows for itself: numbers, one plot (PNG bytes), Markdown tables by title, checks by name."""
+    """What a stage shows for itself: numbers, plots (PNG bytes) and Markdown tables by title, checks by name.
+
+    `files` are named with their paths (relative to the project) and stand outside the version.
+    """
 
     numbers: dict[str, Any] = field(default_factory=dict)
     plot: bytes | None = None
+    more_plots: dict[str, bytes] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
     tables: dict[str, str] = field(default_factory=dict)
     checks: dict[str, bool] = field(default_factory=dict)
     check_notes: dict[str, str] = field(default_factory=dict)
@@ -337,10 +342,12 @@ def _cpu_seconds() -> float:
 
 def _metadata(evidence: Evidence, out: str, version: str, seconds: float, tracked: Any) -> dict[str, Any]:
     shown: dict[str, Any] = {}
-    if evidence.plot:
-        picture = base64.b64encode(evidence.plot).decode()
-        shown["plot"] = dg.MetadataValue.md(f"![plot](data:image/png;base64,{picture})")
+    plots = ({"plot": evidence.plot} if evidence.plot else {}) | evidence.more_plots
+    for title, plot in plots.items():
+        picture = base64.b64encode(plot).decode()
+        shown[title] = dg.MetadataValue.md(f"![{title}](data:image/png;base64,{picture})")
     shown |= evidence.numbers
+    shown |= {title: dg.MetadataValue.path(path) for title, path in evidence.files.items()}
     shown |= {title: dg.MetadataValue.md(table) for title, table in evidence.tables.items()}
     shown |= {"folder": dg.MetadataValue.path(out), "dvc_md5": version, "seconds": round(seconds, 1)}
     if tracked and tracked.run_id:

@@ -15,8 +15,9 @@ from typing import Any
 
 from corpus import charts, ledger, report
 from corpus.meaning import YES_OR_NO, meaning, number
-from corpus.samples import PER_RULE, Drawn, draw, read_text
+from corpus.samples import PER_RULE, Drawn, draw, read_texts, sources_of
 
+REPORTS = Path("reports") / "cleaned_corpus"  # in a project; not versioned
 EXCERPT = 420  # characters of a page's text
 MAX_URL = 300  # characters
 TOP_HOSTS, TOP_LANGUAGES = 15, 12
@@ -29,21 +30,41 @@ def write_report(
     sources: Mapping[str, str | Path],
     out: Path,
     tokenizer: Path | None = None,
-    per_rule: int = PER_RULE,
+    drawn: tuple[list[Drawn], float] | None = None,
 ) -> Path:
     """Write the report of a cleaned corpus to `out`, by rename; return `out`.
 
     `sources`: the crawl's files by the name they go by in the ledger, to read pages back from; those that are not
     there are said to be missing. `tokenizer`: a tokenizer.json to count tokens with, else they are estimated.
+    `drawn`: what corpus.samples.draw gave, if it was asked already.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(out.name + ".partial")
-    partial.write_text(render(folder, sources, tokenizer, per_rule), "utf-8")
+    partial.write_text(render(folder, sources, tokenizer, drawn), "utf-8")
     return partial.replace(out)
 
 
+def report_of(root: Path, crawl: str) -> Path:
+    """Write the report of a project's cleaned crawl to reports/cleaned_corpus/CRAWL.html; return its path.
+
+    Counts tokens with the project's own tokenizer where there is one. Raises FileNotFoundError, a sentence, where
+    the crawl is not cleaned.
+    """
+    folder, out = root / "data" / "cleaned_corpus" / crawl, root / REPORTS / f"{crawl}.html"
+    tokenizer = root / "data" / "tokenizer" / "tokenizer.json"
+    report.load(folder)  # before anything else, so that the sentence is about what is missing
+    try:
+        sources = sources_of(root, crawl)
+    except FileNotFoundError:
+        sources = {}  # the report says of each page that its file is not here
+    return write_report(folder, sources, out, tokenizer if tokenizer.is_file() else None)
+
+
 def render(
-    folder: Path, sources: Mapping[str, str | Path], tokenizer: Path | None = None, per_rule: int = PER_RULE
+    folder: Path,
+    sources: Mapping[str, str | Path],
+    tokenizer: Path | None = None,
+    drawn: tuple[list[Drawn], float] | None = None,
 ) -> str:
     """The report as HTML text."""
     from jinja2 import Environment, FileSystemLoader
@@ -51,16 +72,19 @@ def render(
     place = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    return place.get_template("report_page.html").render(_content(folder, sources, tokenizer, per_rule))
+    return place.get_template("report_page.html").render(_content(folder, sources, tokenizer, drawn))
 
 
 def _content(
-    folder: Path, sources: Mapping[str, str | Path], tokenizer: Path | None, per_rule: int
+    folder: Path,
+    sources: Mapping[str, str | Path],
+    tokenizer: Path | None,
+    drawn: tuple[list[Drawn], float] | None,
 ) -> dict[str, Any]:
     stats = report.load(folder)
-    drawn, share = draw(folder, per_rule)
-    twins = _twins(folder, drawn)
-    ended = [d for d in drawn if d.rule]
+    pages, share = drawn or draw(folder)
+    ended = [d for d in pages if d.rule]
+    shown = _samples(folder, ended, sources)
     tokens = report.tokens(stats, folder, tokenizer)
     return {
         "crawl": stats["crawl"],
@@ -81,10 +105,10 @@ def _content(
         "document that was kept.",
         "truth": report.truth_lines(stats),
         "ids": {(d.stage, d.rule): _id(d) for d in ended},
-        "per_rule": per_rule,
+        "per_rule": PER_RULE,
         "share": share,
-        "rules": [_rule(d, sources, twins, stats) for d in ended],
-        "kept": [page for d in drawn if not d.rule for page in _kept(folder, d)],
+        "rules": [_rule(d, shown, stats) for d in ended],
+        "kept": [page for d in pages if not d.rule for page in _kept(folder, d)],
     }
 
 
@@ -140,9 +164,7 @@ def _id(drawn: Drawn) -> str:
     return f"{drawn.stage}-{drawn.rule}-{drawn.outcome}"
 
 
-def _rule(
-    drawn: Drawn, sources: Mapping[str, str | Path], twins: Mapping[str, str], stats: Mapping[str, Any]
-) -> dict[str, Any]:
+def _rule(drawn: Drawn, shown: Mapping[str, dict[str, Any]], stats: Mapping[str, Any]) -> dict[str, Any]:
     limits = {row["threshold"] for row in drawn.rows}
     limit = limits.pop() if len(limits) == 1 and drawn.rule not in NO_LIMIT else None
     counts = sorted(drawn.values.items(), key=lambda item: (-item[1], item[0]))
@@ -160,18 +182,24 @@ def _rule(
         "limit": "" if limit is None else f"Limit {number(limit)}.",
         "chart": chart,
         "measured": "" if chart or drawn.rule in YES_OR_NO else listed,
-        "samples": [_sample(row, sources, twins) for row in drawn.rows],
+        "samples": [shown[row["record_id"]] for row in drawn.rows],
     }
 
 
-def _sample(
-    row: Mapping[str, Any], sources: Mapping[str, str | Path], twins: Mapping[str, str]
-) -> dict[str, Any]:
+def _samples(
+    folder: Path, ended: Sequence[Drawn], sources: Mapping[str, str | Path]
+) -> dict[str, dict[str, Any]]:
+    """What is shown of each drawn page, by record id. Failed ones are not parsed again: they may be why it failed."""
+    rows = [row for d in ended for row in d.rows]
+    parsed = [row for row in rows if row["outcome"] != ledger.FAILED]
+    read = read_texts(parsed, sources, 2 * EXCERPT)
+    texts = {row["record_id"]: found for row, found in zip(parsed, read, strict=True)}
+    twins = _twins(folder, rows)
+    return {row["record_id"]: _sample(row, *texts.get(row["record_id"], ("", "")), twins) for row in rows}
+
+
+def _sample(row: Mapping[str, Any], text: str, note: str, twins: Mapping[str, str]) -> dict[str, Any]:
     """One dropped page: address, facts, the page that was kept in its place, and the beginning of its text."""
-    if row["outcome"] == ledger.FAILED:
-        text, note = "", ""  # not parsed again: it may be what the parser failed on
-    else:
-        text, note = read_text(row, sources)
     by_language = row["stage"] in ("language", "quality", "dedup") and row["detail"]
     facts = [row["host"]]
     facts += [f"language {row['detail']}"] if by_language else [row["detail"]] if row["detail"] else []
@@ -229,8 +257,8 @@ def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else text[:most].rstrip() + " …"
 
 
-def _twins(folder: Path, drawn: Sequence[Drawn]) -> dict[str, str]:
-    """URL of each kept page that a drawn page is a copy of, as far as it is in this corpus."""
-    wanted = {row["duplicate_of"] for d in drawn for row in d.rows if row["duplicate_of"]}
+def _twins(folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """URL of each kept page that one of the rows is a copy of, as far as it is in this corpus."""
+    wanted = {row["duplicate_of"] for row in rows if row["duplicate_of"]}
     found = ledger.find_rows(folder, "record_id", wanted) if wanted else []
     return {row["record_id"]: row["url"] for row in found}

@@ -1,7 +1,7 @@
 """What became of a crawl, in words and tables: the funnel on the terminal and as Markdown, and its numbers."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +164,31 @@ def markdown(stats: Any) -> str:
         )
     scores = [f"- {line}" for line in truth_lines(stats)]
     return "\n".join([f"**{headline(stats)}**", "", *rows, *(["", *scores] if scores else [])]) + "\n"
+
+
+def samples_markdown(drawn: Iterable[Any]) -> str:
+    """The pages drawn of every rule (corpus.samples.Drawn), a table a rule: address, what was measured, its limit."""
+    from corpus.meaning import meaning, number
+
+    lines = []
+    for found in drawn:
+        if not found.rule:
+            continue
+        lines += [f"**{found.rule}**: {meaning(found.rule)} {found.pages:,} pages.", ""]
+        lines += ["| page | host | language or detail | value | limit |", "|---|---|---|--:|--:|"]
+        for row in found.rows:
+            cells = (
+                row["url"][:120],
+                row["host"],
+                row["detail"] or "",
+                *map(number, (row["value"], row["threshold"])),
+            )
+            lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """Text of a strange page as a Markdown cell: as code, so that nothing in it is a link, an image or markup."""
+    plain = " ".join(text.replace("`", "'").replace("|", "\\|").split())
+    return f"`{plain}`" if plain else ""

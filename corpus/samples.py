@@ -7,8 +7,12 @@ hashes under a seed, which is a uniform sample without replacement whatever the 
 from __future__ import annotations
 
 import heapq
+import json
+import os
+import subprocess
+import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,8 @@ PER_RULE = 20
 MAX_PARTS = (
     400  # ledger files looked through; of more, evenly spaced ones (a full Common Crawl dump has 90,000)
 )
+PAGE_SECONDS = 10  # of processor time, to read one page back
+MEMORY = 8 << 30  # bytes of address space of the process that reads pages back
 LOOK_AT = ["record_id", "outcome", "stage", "rule", "value"]
 
 
@@ -129,6 +135,51 @@ def read_text(row: Mapping[str, Any], sources: Mapping[str, str | Path]) -> tupl
     return (text, "") if text else _whole_page(record.payload, record.http_charset)
 
 
+def read_texts(
+    rows: Sequence[Mapping[str, Any]], sources: Mapping[str, str | Path], most: int
+) -> list[tuple[str, str]]:
+    """read_text for many rows, each cut to `most` characters, in a process of its own: a page that was dropped by
+    its address was never parsed before and may do to a parser what it likes. It costs itself and no other page.
+    """
+    needed = {row["warc_file"]: str(sources[row["warc_file"]]) for row in rows if row["warc_file"] in sources}
+    names = ("record_id", "rule", "warc_file", "warc_offset", "warc_length")
+    asked = [{name: row[name] for name in names} for row in rows]
+    found: list[tuple[str, str]] = []
+    while len(found) < len(asked):
+        done = subprocess.run(
+            [sys.executable, "-m", "corpus.samples"],
+            input=json.dumps({"rows": asked[len(found) :], "sources": needed, "most": most}),
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])},
+        )
+        found += [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+        if done.returncode > 0:  # an error of ours, not of a page
+            raise RuntimeError(f"Reading pages back for the report failed: {done.stderr[-500:]}")
+        if len(found) < len(asked):
+            found.append(("", "cannot be shown: it killed the parser, or used up its processor time"))
+    return found
+
+
+def main() -> None:
+    """The child of read_texts: JSON in, one JSON line a page out; a page has PAGE_SECONDS of processor time."""
+    import resource
+    import time
+
+    asked = json.load(sys.stdin)
+    _, most_memory = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, most_memory))
+    for row in asked["rows"]:
+        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + 1 + PAGE_SECONDS, hard))
+        try:
+            text, note = read_text(row, asked["sources"])
+        except Exception as error:  # the parser's own, whatever it is
+            text, note = "", f"cannot be shown: {type(error).__name__} in the parser"
+        print(json.dumps([text[: asked["most"]], note]), flush=True)
+
+
 def _whole_page(payload: bytes, charset: str | None) -> tuple[str, str]:
     """Everything that a page without main text shows."""
     from resiliparse.extract.html2text import extract_plain_text
@@ -138,3 +189,7 @@ def _whole_page(payload: bytes, charset: str | None) -> tuple[str, str]:
     lines = extract_plain_text(decode(payload, charset), main_content=False, links=False).splitlines()
     text = " · ".join(line.strip(" •") for line in lines if line.strip(" •"))
     return (text, "no main text; this is the whole page") if text else ("", "nothing on it that can be read")
+
+
+if __name__ == "__main__":
+    main()
