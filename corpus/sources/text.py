@@ -3,7 +3,8 @@
 Notable: each row becomes a WARC `conversion` record, as in Common Crawl's WET files, and goes through the same door
 as any page; a row without text becomes an empty record, so that it gets its row in the ledger too. The hub's
 revision is resolved to a commit first, so the same version is read to the end, and the manifest names it. Rows are
-streamed; after an interruption those of finished files are skipped.
+streamed; after an interruption those of finished files are skipped. JSON lines are parsed one by one, because the
+Arrow reader gives up a whole file for one broken line; such a line is kept as it is, as a record that is no text.
 """
 
 import hashlib
@@ -24,19 +25,25 @@ from corpus.sources.warc_files import find_files
 from corpus.warc_writer import WarcWriter
 
 FORMATS = {  # how a file's name ends -> the reader of `datasets`, and what it is told
-    ".jsonl": ("json", {}),
+    ".jsonl": ("text", {"encoding_errors": "replace"}),  # parsed here, line by line
+    ".ndjson": ("text", {"encoding_errors": "replace"}),
     ".json": ("json", {}),
-    ".ndjson": ("json", {}),
     ".parquet": ("parquet", {}),
     ".arrow": ("arrow", {}),
     ".csv": ("csv", {}),
     ".tsv": ("csv", {"sep": "\t"}),
-    ".txt": ("text", {"sample_by": "document"}),  # one text a file
+    ".txt": ("text", {"sample_by": "document", "encoding_errors": "replace"}),  # one text a file
 }
+JSON_LINES = (".jsonl", ".ndjson")
 PACKED = re.compile(r"\.(gz|zst|xz|bz2)$")
 UNKNOWN_DATE = "1970-01-01T00:00:00Z"
 BATCH = 500  # rows read at a time
+LOOKED_AT = 100  # lines of JSON, to learn the names of the columns
 CONTROL = re.compile(r"[\x00-\x20\x7f]+")  # nothing of the kind may stand in a WARC header field
+
+
+class BrokenLine(str):
+    """A line that is no JSON object."""
 
 
 @dataclass(frozen=True)
@@ -177,38 +184,68 @@ class ReadyText:
         from datasets import load_dataset
 
         data = load_dataset(**options, split=self.split, streaming=True)
-        names = data.column_names or list(next(iter(data), {}))
+        lines = PACKED.sub("", self.dataset).endswith(JSON_LINES)
+        if lines:
+            data = data.filter(lambda row: bool(row["text"].strip()))
+            names = list(
+                dict.fromkeys(name for row in data.take(LOOKED_AT) for name in _parse(row["text"]) or ())
+            )
+        else:
+            names = data.column_names or list(next(iter(data), {}))
         wanted = {"url": self.url_column, "date": self.date_column, "id": self.id_column}
         columns = [self.text_column, *(column or name for name, column in wanted.items())]
         missing = [c for c in (self.text_column, *wanted.values()) if c and c not in names]
         if missing:
-            raise ValueError(f"no column {', '.join(missing)}; there are {', '.join(names)}")
+            raise ValueError(f"no column {', '.join(missing)}; there are {', '.join(names) or 'none'}")
         columns = [column if column in names else None for column in columns]
-        data = data.select_columns(sorted({column for column in columns if column}))
+        if not lines:
+            data = data.select_columns(sorted({column for column in columns if column}))
         if self.limit is not None:
             data = data.take(self.limit)
-        return columns, (data.skip(skip) if skip else data).iter(batch_size=BATCH)
+        batches = (data.skip(skip) if skip else data).iter(batch_size=BATCH)
+        return columns, (_parsed(batch["text"], columns) for batch in batches) if lines else batches
 
     def _write(self, warc: WarcWriter, number: int, text: Any, url: Any, date: Any, row_id: Any) -> None:
         """One row as a record."""
         place = f"{_host(self.dataset)}/{self.config or 'default'}/{self.split}/{number}"
-        urn = CONTROL.sub("", str(row_id)).strip("<>")
+        urn = _field(row_id).strip("<>")
         known = urn.startswith("urn:") and len(urn) > 8
+        broken = isinstance(text, BrokenLine)
         warc.write(
-            "conversion",
+            "resource" if broken else "conversion",
             urn if known else f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, place)}",
             _warc_date(date),
             ("" if text is None else str(text)).encode("utf-8", "replace"),
-            url=CONTROL.sub("", str(url or "")) or f"http://{place}",
-            content_type="text/plain; charset=utf-8",
+            url=_field(url or "") or f"http://{place}",
+            content_type="application/x-broken-json" if broken else "text/plain; charset=utf-8",
             extra={"X-Source-Row": str(number)} | ({"X-Source-ID": urn} if row_id is not None else {}),
         )
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    """The object that a line holds, or None."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _parsed(lines: list[str], columns: list[str | None]) -> dict[str, list]:
+    """Lines of JSON as columns; of a broken one the line itself stands for the text."""
+    rows = [{columns[0]: BrokenLine(line)} if (row := _parse(line)) is None else row for line in lines]
+    return {column: [row.get(column) for row in rows] for column in columns if column}
 
 
 def _reader(dataset: str) -> tuple[str, dict[str, Any]] | None:
     """The reader for files whose name ends so; None for a name on the hub."""
     plain = PACKED.sub("", dataset)
     return next((reader for ending, reader in FORMATS.items() if plain.endswith(ending)), None)
+
+
+def _field(value: Any) -> str:
+    """What may stand in a field of a WARC header."""
+    return CONTROL.sub("", str(value)).encode("utf-8", "replace").decode()
 
 
 def _host(dataset: str) -> str:

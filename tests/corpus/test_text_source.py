@@ -90,7 +90,7 @@ def test_the_same_rows_give_the_same_bytes_and_the_source_names_their_version(tm
 
 def test_a_row_without_text_or_address_is_a_record_too(tmp_path):
     rows = [
-        {"body": None, "when": "soon"},
+        {"body": None, "when": "soon", "id": "a\ud800\nb"},
         {"body": "", "when": None},
         {"body": "Some text.", "when": "2024-02-01"},
     ]
@@ -101,6 +101,23 @@ def test_a_row_without_text_or_address_is_a_record_too(tmp_path):
     assert len({record.url for record in found}) == len({record.record_id for record in found}) == 3
     assert found[2].url == "http://rows-jsonl.invalid/default/train/2"
     assert [record.date[:10] for record in found] == ["1970-01-01", "1970-01-01", "2024-02-01"]
+
+
+def test_a_broken_line_costs_only_itself_and_is_kept_as_it_is(tmp_path):
+    good = [json.dumps({"text": f"Text {n}.", "more": more}) for n, more in enumerate((1, "one", None, [1]))]
+    lines = [good[0], '{"text": "cut sho', "", good[1], "[1, 2]", good[2], good[3]]
+    (tmp_path / "rows.jsonl").write_bytes("\n".join(lines).encode() + b'\n{"text": "caf\xe9"}\n')
+    summary = build(tmp_path, dataset="rows.jsonl")
+    assert summary.by_type == {"conversion": 5, "resource": 2} and summary.broken == 0
+    found = [(record.kind, record.payload.decode()) for record in records(tmp_path)]
+    assert [text for kind, text in found if kind == "other"] == ['{"text": "cut sho', "[1, 2]"]
+    assert [text for kind, text in found if kind == "text"] == [
+        "Text 0.",
+        "Text 1.",
+        "Text 2.",
+        "Text 3.",
+        "caf\ufffd",
+    ]
 
 
 def test_such_a_crawl_is_cleaned_like_any_other(tmp_path, root):
@@ -150,14 +167,14 @@ def test_an_interrupted_reading_goes_on_behind_the_files_that_are_finished(tmp_p
     [
         ({"dataset": "rows.jsonl", "text_column": "body"}, "no column body; there are text, url, id, date"),
         ({"dataset": "rows.jsonl", "split": "test"}, "rows.jsonl cannot be read"),
-        ({"dataset": "damaged.jsonl"}, "damaged.jsonl cannot be read behind row 0"),
+        ({"dataset": "damaged.parquet"}, "damaged.parquet cannot be read behind row 0"),
         ({"dataset": "rows.jsonl", "limit": 0}, "limit is 0; it must be at least 1"),
         ({}, "needs 'dataset', a name on the Hugging Face hub or a glob"),
     ],
 )
 def test_what_cannot_be_read_is_told_in_a_sentence(knobs, words, tmp_path):
     jsonl(tmp_path / "rows.jsonl")
-    (tmp_path / "damaged.jsonl").write_text('{"text": "whole"}\n{"text": "dam')
+    (tmp_path / "damaged.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(ValueError, match=words):
         build(tmp_path, **knobs)
 
