@@ -43,6 +43,7 @@ CODE = [
     "charset",
     "config",
     "extract",
+    "faithful",
     "http",
     "language",
     "languages",

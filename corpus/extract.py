@@ -7,11 +7,9 @@ Pasternack & Roth, "Extracting article text from the web", WWW 2009). The page's
 """
 
 import html
-import logging
 import re
 import unicodedata
 from dataclasses import dataclass
-from functools import cache
 
 from corpus.charset import decode
 from corpus.words import CJK
@@ -20,14 +18,10 @@ TAG = re.compile(r"<[^>]*>")
 LINK = re.compile(r"<a\b[^>]*>(.*?)</a>")
 BLOCK = re.compile(r"\s*<(h[1-6]|p|li|pre)\b")
 CJK_SIGN = re.compile(f"[{CJK}]")
-PROSE_RUN = re.compile(r">([^<>{}=]{30,})<")  # scripts and styles have braces and equals signs
-HAS_CJK = re.compile(f"[{CJK}]")
-FIRST_LOOK_LETTERS = 80  # of an alphabet; 30 of Chinese or Japanese
-FIRST_LOOK_CHARS = 3000
 PROFILES = ("fast", "faithful")
 SPACE = re.compile(r"\s+")
 INVISIBLE = re.compile(
-    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060\ufeff\ufffd]"
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufffd]"
 )
 SENTENCE_END = tuple(".!?…。！？\"”»'’:;)")
 
@@ -67,7 +61,9 @@ def extract_page(data: bytes, charset: str | None = None, profile: str = "fast")
     """As extract_text, with the charset of the HTTP header if there was one, and the title told apart."""
     page = decode(data, charset)
     if profile == "faithful":
-        return MainText(_trafilatura(page), None)
+        from corpus.faithful import faithful_text
+
+        return MainText(faithful_text(page), None)
     if profile != "fast":
         raise ValueError(
             f"There is no extraction profile '{profile}'. The profiles are: {', '.join(PROFILES)}."
@@ -75,41 +71,6 @@ def extract_page(data: bytes, charset: str | None = None, profile: str = "fast")
     found = main_text(parse_blocks(_markup(page, main_content=True)))
     # Unclosed tags can put all of a page inside its menu, which resiliparse leaves out; then the lines alone decide.
     return found if found.text else main_text(parse_blocks(_markup(page, main_content=False)))
-
-
-def first_look(data: bytes, charset: str | None = None) -> str:
-    """The page's longest runs of text, found without parsing: enough to tell its language, at a sixth of the cost.
-
-    Pieces between two tags that are long enough to be prose, the longest first, up to FIRST_LOOK_CHARS. '' where
-    there is none: such a page may still have a main text, so nothing follows from it.
-    """
-    pieces = [" ".join(piece.split()) for piece in PROSE_RUN.findall(decode(data, charset))]
-    long = [piece for piece in pieces if len(piece) >= FIRST_LOOK_LETTERS or HAS_CJK.search(piece)]
-    chosen, size = [], 0
-    for piece in sorted(long, key=len, reverse=True):
-        chosen.append(html.unescape(piece))
-        size += len(piece)
-        if size > FIRST_LOOK_CHARS:
-            break
-    return "\n".join(chosen)
-
-
-def _trafilatura(page: str) -> str:
-    """As datatrove's FineWeb chain calls trafilatura, save deduplicate=True.
-
-    That setting drops a paragraph which the process has seen three times before, in this page or another: the text
-    of a page would depend on which pages came before it.
-    """
-    from trafilatura import extract
-
-    _hush_trafilatura()
-    return extract(page, favor_precision=True, include_comments=False, deduplicate=False) or ""
-
-
-@cache
-def _hush_trafilatura() -> None:
-    """It logs every page it finds no text in; the ledger says so already."""
-    logging.getLogger("trafilatura").setLevel(logging.CRITICAL)
 
 
 def _markup(page: str, main_content: bool) -> str:

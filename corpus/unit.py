@@ -194,10 +194,10 @@ def judge_record(
     rejected = urls.reject(record.url)
     if rejected:
         return Ended(ledger.DROPPED, "url", rejected[0], detail=rejected[1]), None
-    ended = _foreign(record, config)
-    if ended:
-        return ended, None
     try:
+        ended = _foreign(record, config)
+        if ended:
+            return ended, None
         page = _main_text(record, config)
     except Exception as error:  # the parser's own; the record is kept in the ledger as failed
         return Ended(
@@ -229,10 +229,13 @@ def not_a_page(record: Record, config: CleanConfig) -> Ended | None:
 
 
 def _foreign(record: Record, config: CleanConfig) -> Ended | None:
-    """A page that is plainly in a language nobody asked for is not worth extracting."""
+    """A page that is plainly in a language nobody asked for is not worth reading closely: neither parsing, where its
+    raw paragraphs say so, nor trafilatura, where the fast profile's text does."""
     if record.kind != "html" or not config.languages or config.first_look is None:
         return None
     language, score = first_look(record.payload)
+    if config.profile == "faithful" and (language == "und" or score < config.first_look):
+        language, score = identify(extract_page(record.payload, record.http_charset).text)
     if language in ("und", *config.languages) or score < config.first_look:
         return None
     return Ended(ledger.DROPPED, "language", "other_language", score, None, language)

@@ -260,3 +260,21 @@ def test_four_files_of_real_pages(shared_data, tmp_path):
     files = [(p.name, p) for p in sorted((shared_data / "crawl").glob("*.warc.gz"))]
     stats = clean_crawl(files, tmp_path / "out", tmp_path / "work", CONFIG, "real", workers=os.cpu_count())
     assert stats.records == 2188 and stats.failed == 0 and 380 < stats.kept < 480
+
+
+def test_the_faithful_profile_reads_closely_only_what_a_first_look_keeps(tmp_path, monkeypatch):
+    """A German page never reaches trafilatura, whether its paragraphs or its cells say what it is."""
+    german = "Die alte Mühle steht an der Biegung des Flusses, wo sich die Straße aus dem Dorf mit der Brücke trifft."
+    english = (
+        "The old mill stands at the bend of the river, where the road from the village meets the bridge."
+    )
+    pages = [f"<p>{german}</p>" * 9, f"<div>{german}</div>" * 9, f"<div>{english}</div>" * 9]
+    files = write_pages(tmp_path / "a.warc.gz", [page.encode() for page in pages])
+    read: list[str] = []
+    monkeypatch.setattr("corpus.faithful.faithful_text", lambda page: read.append(page) or english)
+    config = CleanConfig(profile="faithful")
+    clean_crawl(files, tmp_path / "out", tmp_path / "work", config, workers=0)
+    rows = read_ledger(tmp_path / "out").to_pylist()
+    assert [row["rule"] for row in rows[:2]] == ["other_language"] * 2
+    assert [row["detail"] for row in rows[:2]] == ["de", "de"] and rows[2]["stage"] == "quality"
+    assert read == [pages[2]]

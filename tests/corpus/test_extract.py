@@ -6,7 +6,7 @@ import json
 import pytest
 
 from corpus.config import CleanConfig
-from corpus.extract import extract_page, extract_text, first_look, main_text, parse_blocks, plain_text
+from corpus.extract import extract_page, extract_text, main_text, parse_blocks, plain_text
 from corpus.truth import word_f1
 
 PARAGRAPH = "The old mill stands at the bend of the river, where the road from the village meets the bridge. "
@@ -83,20 +83,17 @@ def test_the_faithful_profile_is_trafilatura_as_fineweb_calls_it_and_knows_no_or
     assert extract_text(b"", profile="faithful") == extract_text(b"\x00<", profile="faithful") == ""
 
 
+def test_the_faithful_profile_reads_pages_laid_out_as_tables_in_lines_without_bars():
+    cells = "".join(
+        f"<tr><td><p>{PARAGRAPH} Number {n} of them.</p></td><td>&nbsp;</td></tr>" for n in range(4)
+    )
+    page = f"<html><body><table><tr><td><table>{cells}</table></td></tr></table></body></html>"
+    text = extract_text(page.encode(), profile="faithful")
+    assert "|" not in text and len(text.split("\n")) == 4 and "Number 3" in text
+
+
 def test_an_unknown_profile_is_refused_with_the_ones_there_are():
     with pytest.raises(ValueError, match="fast, faithful"):
         extract_text(b"<p>x", profile="best")
     with pytest.raises(ValueError, match="fast, faithful"):
         CleanConfig(profile="best")
-
-
-def test_a_first_look_finds_prose_and_neither_menus_nor_scripts():
-    script = (
-        "<script>"
-        + "if (a > b) { window.x = 'a long enough string to be taken for prose'; }" * 5
-        + "</script>"
-    )
-    page = PAGE.replace("</nav>", f"</nav>{script}") + "<p>" + "今天天气很好，我们去公园散步吧。" * 3 + "</p>"
-    seen = first_look(page.encode())
-    assert PARAGRAPH.strip() in seen and "今天" in seen and "window" not in seen and "Home" not in seen
-    assert first_look(b"") == first_look(b"\xff\xfe") == ""
