@@ -5,6 +5,7 @@ c4_line_* in quality.py say which lines go. A title line may be short and unpunc
 """
 
 import re
+from collections.abc import Mapping
 
 from corpus.measures import Page
 from corpus.words import HAS_CJK, Words
@@ -19,24 +20,33 @@ POLICY = (
     "use of cookies",
     "use cookies",
 )
-NAMES = ("lorem ipsum", "javascript", "{", *POLICY)
+# A token that one of these is in: only then are the lines looked at for what the pass counts and drops.
+TROUBLE = re.compile("lorem|javascript|[{]|terms|policy|cookies", re.IGNORECASE)
 
 
 def clean_lines(page: Page) -> Page:
     """The page as the pass leaves it, with `lorem_ipsum` and `curly` counted in lines."""
-    words, settings = page.words, page.settings
+    words, settings, lines = page.words, page.settings, page.words.lines
     after = Page(words, settings, page.known_stop_words, page.known_bad_words)
-    lower = words.text.lower()
-    troubled = any(name in lower for name in NAMES)
-    cites = bool(settings["c4_line_citations"]) and "[" in lower
-    lines, kept = words.lines, []
+    troubled, has_cjk = words.matches(TROUBLE), words.matches(HAS_CJK)
+    cites = settings["c4_line_citations"] and "[" in words.text
+    longest, punctuated = settings["c4_line_max_word_length"], settings["c4_line_terminal_punctuation"]
+    fewest = int(settings["c4_line_min_words"] or 0)
+    kept = []
     for number, line in enumerate(lines):
         title = words.title and number == 0
-        stays = not _too_long(line, settings["c4_line_max_word_length"])
+        stays = not longest or len(line) <= longest or not _too_long(line, longest)
         if stays and not title:
-            stays = _is_prose(page, number, line)
-        kept.append(stays and (not troubled or _count_trouble(after, line.lower(), title)))
-    if cites and any(CITATION.search(line) for line, stays in zip(lines, kept, strict=True) if stays):
+            # one piece more than is needed is not split; a Chinese line is one piece
+            if has_cjk and HAS_CJK.search(line):
+                stays = words.per_line[number] >= fewest
+            else:
+                stays = not fewest or len(line.split(None, fewest - 1)) >= fewest
+            stays = stays and (not punctuated or _is_sentence(line, settings))
+        if stays and troubled:
+            stays = _count_trouble(after, line.lower(), title)
+        kept.append(stays)
+    if cites and any(stays and CITATION.search(line) for line, stays in zip(lines, kept, strict=True)):
         cut = [_without_citations(line) for line, stays in zip(lines, kept, strict=True) if stays]
         after.words = Words.of_lines(cut, words.title and bool(cut))
     elif not all(kept):
@@ -44,21 +54,13 @@ def clean_lines(page: Page) -> Page:
     return after
 
 
-def _too_long(line: str, longest: float | None) -> bool:
-    return bool(longest) and len(line) > longest and any(len(word) > longest for word in line.split())
+def _too_long(line: str, longest: float) -> bool:
+    return any(len(word) > longest for word in line.split())
 
 
-def _is_prose(page: Page, number: int, line: str) -> bool:
-    """Whether a line has words enough and, where that is asked, ends as a sentence does."""
-    fewest = int(page.settings["c4_line_min_words"] or 0)
-    if fewest and len(line.split(None, fewest - 1)) < fewest:  # one piece more than needed is not split
-        if line.isascii() or not HAS_CJK.search(line) or page.words.per_line[number] < fewest:
-            return False
-    elif fewest and not line.isascii() and HAS_CJK.search(line) and page.words.per_line[number] < fewest:
-        return False
-    if not page.settings["c4_line_terminal_punctuation"]:
-        return True
-    end = _without_citations(line) if page.settings["c4_line_citations"] else line.rstrip()
+def _is_sentence(line: str, settings: Mapping[str, float | None]) -> bool:
+    """Whether a line ends as a sentence does."""
+    end = _without_citations(line) if settings["c4_line_citations"] else line.rstrip()
     return end.endswith(TERMINAL) and not end.endswith("...")
 
 

@@ -20,6 +20,7 @@ SENTENCE_END = tuple(".!?…。．！？｡﹒﹖﹗؟۔।॥။።፧։܀᙮�
 SENTENCE = re.compile(
     r"(?<!\b[A-Z])[.!?…]+[\"'”’»)\]]*[^\S\n]+(?=\S)|[。！？]+[”’」』）]*(?=\S)",
 )
+FEW_REPEATS = 0.09  # below every published limit: no need to know it closer
 LONG_LINE = 200  # characters; mC4, arXiv 2010.11934, section 3.1
 
 
@@ -61,13 +62,22 @@ class Page:
         return re.split(r"\n{2,}", text.strip()) if "\n\n" in text else [text]
 
     @cached_property
+    def n_ellipses(self) -> int:
+        """Ellipses, in either writing."""
+        return sum(map(self.words.text.count, ELLIPSES))
+
+    @cached_property
     def repeated_5_grams_cover(self) -> float:
-        """Share of the text's characters in runs of five tokens that come twice: longer runs cannot exceed it."""
-        hashes = self.words.ngram_hashes(5)
+        """At most this share of the text is in runs of five tokens that come twice; longer runs cannot exceed it."""
+        words, hashes = self.words, self.words.ngram_hashes(5)
         in_order = np.sort(hashes)
-        if not (in_order[1:] == in_order[:-1]).any():
+        again = int(np.count_nonzero(in_order[1:] == in_order[:-1]))
+        if not again:
             return 0.0
-        return _cover(self.words, hashes, 5, first_too=bool(self.settings["gopher_first_of_repeated"]))
+        first_too = bool(self.settings["gopher_first_of_repeated"])
+        widest = int((words.ends[5:] - words.ends[:-5]).max())
+        loose = (again + again * first_too) * widest / len(words.text)
+        return loose if loose < FEW_REPEATS else _cover(words, hashes, 5, first_too)
 
     @cached_property
     def commonest_2_gram(self) -> int:
@@ -210,7 +220,7 @@ def hash_ratio(page: Page) -> float:
 
 def ellipsis_ratio(page: Page) -> float:
     """Ellipses a token."""
-    return sum(map(page.words.text.count, ELLIPSES)) / page.n_tokens
+    return page.n_ellipses / page.n_tokens
 
 
 def bullet_line_fraction(page: Page) -> float:
@@ -221,9 +231,9 @@ def bullet_line_fraction(page: Page) -> float:
 
 def ellipsis_line_fraction(page: Page) -> float:
     """Lines that end with an ellipsis, of all lines."""
-    lines, text = page.words.lines, page.words.text
-    if not any(sign in text for sign in ELLIPSES):
+    if not page.n_ellipses:
         return 0.0
+    lines = page.words.lines
     return sum([line.rstrip().endswith(ELLIPSES) for line in lines]) / max(1, len(lines))
 
 
@@ -235,7 +245,13 @@ def letter_fraction(page: Page) -> float:
 def stop_words(page: Page) -> float | None:
     """How many of the language's stop words occur; not for languages without a list."""
     known = page.known_stop_words
-    return None if known is None else float(sum(page.words.has_token(word) for word in known))
+    return None if known is None else float(page.words.count_of(known))
+
+
+def stop_words_at_least(page: Page) -> float:
+    """How many of the language's stop words are among the first hundred tokens."""
+    known = page.known_stop_words
+    return page.words.count_of(known, among=100) if known else float("inf")
 
 
 def lorem_ipsum(page: Page) -> float:

@@ -117,6 +117,7 @@ BEFORE_C4 = (
         m.stop_words,
         GOPHER,
         "distinct words, case-sensitive, as datatrove; the paper names eight English words",
+        at_best=m.stop_words_at_least,
     ),
 )
 AFTER_C4 = (

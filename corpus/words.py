@@ -73,6 +73,9 @@ class Vocabulary:
         self.chunks = _Chunks(self.numbers)
         self.described = 0  # tokens that the arrays know
         self.arrays = {name: np.zeros(1 << 12, dtype=kind) for name, kind in _ARRAYS.items()}
+        self.asked: dict[
+            re.Pattern, tuple[int, np.ndarray]
+        ] = {}  # pattern -> tokens known, what it is found in
 
     def describe(self) -> None:
         """Bring the arrays up to the tokens that came since the last call."""
@@ -88,6 +91,17 @@ class Vocabulary:
         made["has_letter"][known:total] = [t.isalpha() or any(map(str.isalpha, t)) for t in new]
         made["exact"][known:total] = [xxhash.xxh3_64_intdigest(token.encode()) for token in new]
         made["folded"][known:total] = [xxhash.xxh3_64_intdigest(token.lower().encode()) for token in new]
+
+    def matching(self, pattern: re.Pattern) -> np.ndarray:
+        """Which tokens a pattern is found in, asked once a token: (at least as many as there are tokens,) bool."""
+        known, found = self.asked.get(pattern, (0, np.zeros(0, dtype=bool)))
+        if known < self.described:
+            if self.described > len(found):
+                found = np.concatenate((found, np.zeros(self.described, dtype=bool)))
+            new = self.numbers.order[known : self.described]
+            found[known : self.described] = [pattern.search(token) is not None for token in new]
+            self.asked[pattern] = self.described, found
+        return found
 
 
 @lru_cache(maxsize=1)
@@ -178,6 +192,10 @@ class Words:
         """Whether each token has at least one letter: (N,) bool."""
         return self.known.arrays["has_letter"][self.ids]
 
+    def matches(self, pattern: re.Pattern) -> bool:
+        """Whether a pattern is found in any token."""
+        return bool(self.known.matching(pattern)[self.ids].any())
+
     @cached_property
     def n_words(self) -> int:
         """Number of words, signs not counted."""
@@ -187,15 +205,13 @@ class Words:
     def distinct(self) -> set[str]:
         """The set of tokens as written."""
         order = self.known.numbers.order
-        return {order[number] for number in self._distinct_ids}
+        return {order[number] for number in set(self.ids.tolist())}
 
-    def has_token(self, token: str) -> bool:
-        """Whether a token occurs, as written."""
-        return self.known.numbers.get(token, -1) in self._distinct_ids
-
-    @cached_property
-    def _distinct_ids(self) -> set[int]:
-        return set(self.ids.tolist())
+    def count_of(self, tokens: frozenset[str], among: int | None = None) -> int:
+        """How many of some tokens occur, as written, among the first so many of the text (None: all)."""
+        number = self.known.numbers.get
+        here = set(self.ids[:among].tolist())
+        return sum([number(token) in here for token in tokens])
 
     def ngram_hashes(self, n: int) -> np.ndarray:
         """A 64-bit hash of each run of n tokens as written, signs included: (N - n + 1,) uint64."""

@@ -1,0 +1,192 @@
+"""The rules: their tables for docs/rules.md, what they drop of texts that are known to be good, and what they cost.
+
+    python benchmarks/rules.py tables --write docs/rules.md   the tables, from the code (a test compares)
+    python benchmarks/rules.py gold GOLD.jsonl.gz             pass rates by language of reference main texts
+    python benchmarks/rules.py speed WARC…                    processor time by page and language
+    python benchmarks/rules.py size CORPUS                    bytes that recorded values take
+
+GOLD has one JSON object a line with `language` and `text`: main texts as people marked them on real pages, so good
+text by definition; a rule that drops many of them is wrong for the language (or finds what the markers overlooked).
+"""
+
+import argparse
+import gzip
+import json
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from corpus.languages import STOP_WORDS, THRESHOLDS
+from corpus.quality import FLAVOURS, RULES, SETTINGS, Rule, Setting, Verdict, judge, limits_for
+from corpus.words import Words
+
+BEGIN, END = "<!-- made by benchmarks/rules.py: begin -->", "<!-- made by benchmarks/rules.py: end -->"
+
+
+def tables() -> str:
+    """All rules, settings and languages, as Markdown."""
+    return "\n\n".join((_rules(), _settings(), _languages(), _stop_words()))
+
+
+def _limit(value: float | None) -> str:
+    return "off" if value is None else f"{value:,g}"
+
+
+def _papers(row: Rule | Setting) -> str:
+    return "" if isinstance(row.papers, str) else _limit(row.papers)
+
+
+def _rules() -> str:
+    lines = ["| rule | drops pages | `fineweb` | `papers` | measures | source | note |", "|" + "---|" * 7]
+    for rule in RULES:
+        measured = (rule.measure.__doc__ or "").strip().split("\n")[0].rstrip(".")
+        side = "above" if rule.side == "max" else "below"
+        cells = (f"`{rule.name}`", side, _limit(rule.limit), _papers(rule), measured, rule.source, rule.note)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _settings() -> str:
+    lines = ["| setting | `fineweb` | `papers` | what it does | source | note |", "|" + "---|" * 6]
+    for row in SETTINGS:
+        cells = (f"`{row.name}`", _limit(row.limit), _papers(row), row.what, row.source, row.note)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _languages() -> str:
+    """One column a language; rules that stand alike everywhere are left out."""
+    codes = ("en", *THRESHOLDS, "other")
+    limits = {code: limits_for(code).thresholds for code in codes}
+    lines = ["| rule | " + " | ".join(codes) + " |", "|" + "---|" * (len(codes) + 1)]
+    for row in (*RULES, *SETTINGS):
+        values = [_limit(limits[code][row.name]) for code in codes]
+        if len(set(values)) > 1:
+            lines.append(f"| `{row.name}` | " + " | ".join(values) + " |")
+    return "\n".join(lines)
+
+
+def _stop_words() -> str:
+    lines = ["| language | stop words |", "|---|---|"]
+    return "\n".join(lines + [f"| {code} | {words} |" for code, words in STOP_WORDS.items()])
+
+
+def with_tables(page: str) -> str:
+    """The page with its tables made anew."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{tables()}\n{END}{after}"
+
+
+def gold(path: Path) -> None:
+    """Pass rates of reference texts under FineWeb-2's manner, under English rules for all, and as the papers say."""
+    texts: dict[str, list[str]] = defaultdict(list)
+    with gzip.open(path, "rt") as file:
+        rows = [json.loads(line) for line in file]
+    for row in rows:
+        if row.get("text") and row.get("language"):
+            texts[row["language"]].append("\n".join(part.strip() for part in row["text"].split("\n")))
+    print(
+        "| language | texts | `fineweb` | English rules | `papers` | what drops, `fineweb` |\n|" + "---|" * 6
+    )
+    for language, known in sorted(texts.items()):
+        found = {flavour: Counter(_fates(known, language, flavour)) for flavour in FLAVOURS}
+        english = Counter(_fates(known, "en", "fineweb"))
+        drops = ", ".join(f"{rule} {n}" for rule, n in found["fineweb"].most_common() if rule)
+        rates = [counts[""] / len(known) for counts in (found["fineweb"], english, found["papers"])]
+        print(
+            f"| {language} | {len(known)} | "
+            + " | ".join(f"{100 * r:.1f} %" for r in rates)
+            + f" | {drops} |"
+        )
+
+
+def _fates(texts: list[str], language: str, flavour: str) -> Iterator[str]:
+    limits = limits_for(language, flavour)
+    for text in texts:
+        verdict = judge(Words.of(text), limits)
+        yield verdict.rule if isinstance(verdict, Verdict) else ""
+
+
+def speed(files: list[Path], passes: int = 3) -> None:
+    """Processor time of tokenisation, rules and shingles on the main texts of an archive's pages."""
+    pages = defaultdict(list)
+    for title, text, language in _pages(files):
+        pages[language].append((title, text))
+    print("| language | pages | characters | tokenise | rules | shingles | all, ms a page |\n|" + "---|" * 7)
+    for language, known in sorted(pages.items(), key=lambda item: -len(item[1])):
+        if len(known) < 20:
+            continue
+        best = min((_time(known, language) for _ in range(passes)), key=sum)
+        size = sum(len(text) for _, text in known) / len(known)
+        spent = [1000 * seconds / len(known) for seconds in best]
+        cells = (f"{part:.2f}" for part in (*spent, sum(spent)))
+        print(f"| {language} | {len(known)} | {size:,.0f} | " + " | ".join(cells) + " |")
+
+
+def _time(pages: list[tuple[bool, str]], language: str) -> tuple[float, float, float]:
+    limits, clock, spent = limits_for(language), time.process_time, [0.0, 0.0, 0.0]
+    for title, text in pages:
+        start = clock()
+        words = Words.of(text, title)
+        tokenised = clock()
+        found = judge(words, limits)
+        judged = clock()
+        if isinstance(found, Words):
+            found.shingles(5)
+        for number, seconds in enumerate((tokenised - start, judged - tokenised, clock() - judged)):
+            spent[number] += seconds
+    return tuple(spent)
+
+
+def _pages(files: list[Path]) -> Iterator[tuple[bool, str, str]]:
+    from corpus.extract import extract_page
+    from corpus.language import identify
+    from corpus.warc import Record, read_records
+
+    for file in files:
+        for record in read_records(str(file), file.name, Counter()):
+            if isinstance(record, Record) and record.kind == "html" and record.status == 200:
+                page = extract_page(record.payload, record.http_charset)
+                if page.text:
+                    yield page.title is not None, page.text, identify(page.text)[0]
+
+
+def size(folder: Path) -> None:
+    """What the values of a corpus take on disk."""
+    import pyarrow.parquet as pq
+
+    parts = sorted((folder / "values").glob("*.parquet"))
+    rows, taken = sum(pq.read_metadata(p).num_rows for p in parts), sum(p.stat().st_size for p in parts)
+    beside = sum(p.stat().st_size for p in (folder / "ledger").glob("*.parquet"))
+    print(
+        f"{rows:,} pages, {taken:,} bytes of values: {taken / max(1, rows):.0f} a page; ledger: {beside:,} bytes"
+    )
+
+
+def main() -> None:
+    """Parse and run."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    doors = parser.add_subparsers(dest="door", required=True)
+    doors.add_parser("tables").add_argument("--write", type=Path)
+    doors.add_parser("gold").add_argument("path", type=Path)
+    doors.add_parser("speed").add_argument("files", type=Path, nargs="+")
+    doors.add_parser("size").add_argument("folder", type=Path)
+    options = parser.parse_args()
+    if options.door == "gold":
+        gold(options.path)
+    elif options.door == "speed":
+        speed(options.files)
+    elif options.door == "size":
+        size(options.folder)
+    elif options.write:
+        options.write.write_text(with_tables(options.write.read_text()))
+    else:
+        print(tables())
+
+
+if __name__ == "__main__":
+    main()
