@@ -263,11 +263,14 @@ def limits_for(
     """The limits of a language (ISO 639-1): the table's, then the flavour's, the language's and `thresholds`."""
     rows = (*RULES, *SETTINGS)
     values = dict(DEFAULT_THRESHOLDS)
+    row = THRESHOLDS.get(language)
+    own = EVERYWHERE | dict(zip(COLUMNS, row, strict=True)) if row else OTHER_LANGUAGES
     if flavour == "papers":
-        values |= {row.name: row.papers for row in rows if not isinstance(row.papers, str)}
+        values |= {each.name: each.papers for each in rows if not isinstance(each.papers, str)}
+        if language != "en":  # what cannot be asked of a language is not asked
+            values |= {name: None for name in COLUMNS if own.get(name, 0) is None}
     elif language != "en":
-        row = THRESHOLDS.get(language)
-        values |= EVERYWHERE | dict(zip(COLUMNS, row, strict=True)) if row else OTHER_LANGUAGES
+        values |= own
     values |= dict(thresholds)
     bad = "|".join(map(re.escape, sorted(bad_words)))
     return Limits(

@@ -207,10 +207,9 @@ def print_simulation(found: Simulation, console: "Console") -> None:
     from rich.table import Table
 
     limit = "off" if found.threshold is None else f"{found.threshold:g}"
-    was = sorted({"off" if value is None else f"{value:g}" for value in found.threshold_was.values()})
-    console.print(
-        f"[bold]{found.rule}[/] at {limit} instead of {' or '.join(was) or '–'}; {found.pages:,} pages measured"
-    )
+    before = sorted({"off" if value is None else f"{value:g}" for value in found.threshold_was.values()})
+    was = " or ".join(before) if len(before) < 4 else f"{before[0]} to {before[-1]} by language"
+    console.print(f"[bold]{found.rule}[/] at {limit} instead of {was}; {found.pages:,} pages measured")
     table = Table(box=None, show_header=False, pad_edge=False)
     for justify in ("left", "right", "left"):
         table.add_column(justify=justify)

@@ -191,6 +191,17 @@ def test_thresholds_are_the_papers():
     assert all(rule.source for rule in RULES) and len({rule.name for rule in RULES}) == len(RULES)
 
 
+def test_the_page_on_rules_shows_the_rules_of_the_code(root):
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("benchmarks_rules", root / "benchmarks" / "rules.py")
+    rules = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(rules)
+    page = (root / "docs" / "rules.md").read_text()
+    assert rules.with_tables(page) == page, "python -m benchmarks.rules tables --write docs/rules.md"
+    assert all(f"`{name}`" in page for name in DEFAULT_THRESHOLDS)
+
+
 def test_a_setting_that_does_not_exist_is_refused_with_a_sentence():
     with pytest.raises(ValueError, match="no rule named gopher_typo"):
         CleanConfig(thresholds={"gopher_typo": 1})
