@@ -100,7 +100,7 @@ def drop_duplicates(
             "step": gone.step[low:high],
             "value": _measured(gone, config)[low:high],
             "threshold": _threshold(gone, config)[low:high],
-            "duplicate_of": gone.kept_ids[low:high],
+            "duplicate_of": gone.kept_ids[low:high].to_pylist(),
             "crawl": [names[crawl] for crawl in gone.crawl[low:high].tolist()],
         }
         table = pa.table({name: pa.array(column) for name, column in columns.items()}).cast(GONE_SCHEMA)
@@ -190,7 +190,7 @@ def _rows_of(
             rules,
             _measured(gone, config)[here],
             _threshold(gone, config)[here].tolist(),
-            gone.kept_ids[here],
+            gone.kept_ids[here].to_pylist(),
             gone.crawl[here].tolist(),
             strict=True,
         )

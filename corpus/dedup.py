@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 
 from corpus.config import CleanConfig
@@ -80,7 +82,7 @@ class Gone:
         np.ndarray
     )  # (D,) highest Jaccard similarity measured; 1 for the exact steps, NaN where none was measured
     crawl: np.ndarray  # (D,) int64, number of the crawl of `kept`
-    kept_ids: list[str]  # record ids of `kept`
+    kept_ids: pa.Array  # (D,) string, record ids of `kept`
 
 
 def find_duplicates(
@@ -299,15 +301,16 @@ class _Search:
             if (further == kept).all():
                 break
             kept = further
-        ids = [name.decode() for name in self.table.ids(kept).tolist()] if len(kept) else []
+        ids = pa.array(self.table.ids(kept), pa.binary()).cast(pa.string())
         away = np.flatnonzero(
             self.went[kept]
         )  # what stays is in none of our files: its name is known, no more
         if len(away):
             there, place = np.unique(kept[away], return_inverse=True)
-            names = self.pages.strings("duplicate_of", there)
-            for row, name in zip(away.tolist(), place.tolist(), strict=True):
-                ids[row] = names[name]
+            names = pa.array(self.pages.strings("duplicate_of", there)).take(pa.array(place))
+            mask = np.zeros(len(kept), dtype=bool)
+            mask[away] = True
+            ids = pc.replace_with_mask(ids, mask, names)
         return Gone(pages, kept, step, value, self.crawls.of(kept), ids)
 
 
@@ -345,6 +348,8 @@ class PageTable:
 
     def ids(self, pages: np.ndarray) -> np.ndarray:
         """Record ids in UTF-8: (N,) bytes."""
+        if not len(pages):
+            return np.zeros(0, dtype="S1")
         ends = np.memmap(self.folder / "ends", dtype=np.int64, mode="r")
         start = np.where(pages > 0, ends[np.maximum(pages - 1, 0)], 0)
         counts = ends[pages] - start

@@ -170,3 +170,14 @@ def test_what_cannot_be_compared_is_said_in_a_sentence(crawls, alone, tmp_path):
     with pytest.raises(ValueError, match="shingle_words = 5, here it is 7"):
         find_across(alone, tmp_path / "across", CleanConfig(shingle_words=7))
     assert left_out(tmp_path / "nothing") == frozenset()
+
+
+def test_a_page_whose_kept_copy_is_not_at_hand_is_still_named(crawls, alone, tmp_path):
+    """c1 was cleaned against c0. c2 against c1 alone: what c1 lost to c0 still names c0's page."""
+    younger = clean(crawls[1], tmp_path, "c1", against=[alone[0][1]])
+    youngest = clean(crawls[2], tmp_path, "c2", against=[younger])
+    rows = [row for row in read_ledger(youngest).to_pylist() if row["duplicate_of"]]
+    of_c0 = {row["duplicate_of"] for row in rows if row["duplicate_of"].startswith("urn:c0")}
+    assert of_c0 and of_c0 <= documents(alone[0][1])
+    stays = documents(alone[0][1]) | documents(younger) | documents(youngest)
+    assert {row["duplicate_of"] for row in rows} <= stays

@@ -34,10 +34,10 @@ def run(pages, config=CONFIG):
         files = SignatureFiles([Path(folder) / "a.parquet"], config)
         found = dedup.find_duplicates(files, config, Path(folder) / "scratch")
         assert not (Path(folder) / "scratch").exists()
-    assert [pages[k][0] for k in found.kept.tolist()] == found.kept_ids
+    assert [pages[k][0] for k in found.kept.tolist()] == found.kept_ids.to_pylist()
     rules = [dedup.RULES[step] for step in found.step.tolist()]
     gone = [pages[page][0] for page in found.pages.tolist()]
-    return dict(zip(gone, zip(found.kept_ids, rules, strict=True), strict=True))
+    return dict(zip(gone, zip(found.kept_ids.to_pylist(), rules, strict=True), strict=True))
 
 
 @pytest.fixture(scope="module")
