@@ -241,6 +241,13 @@ class Words:
     def _exact(self) -> np.ndarray:
         return self.known.arrays["exact"][self.ids]
 
+    def settle(self) -> "Words":
+        """Keep the text, its number of words and what shingles are made of; give back the rest of the memory."""
+        kept = {"lines": self.lines, "title": self.title, "text": self.text}
+        kept |= {"n_words": self.n_words, "folded": self.folded}
+        self.__dict__ = kept
+        return self
+
 
 def rolling_hash(values: np.ndarray, n: int) -> np.ndarray:
     """Polynomial hash, modulo 2^64, of each window of n values: (N - n + 1,) uint64."""
