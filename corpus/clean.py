@@ -30,10 +30,11 @@ from corpus.config import CleanConfig
 from corpus.engines import ENGINES, Engine, WorkerFailed, choose
 from corpus.engines.pool import LocalEngine
 from corpus.extract import PROFILES
+from corpus.limits import note_death
 from corpus.pii import find_pii, replace_spans
 from corpus.repeats import LEAST_WORDS, cut_repeats, find_repeats
 from corpus.signatures import after_dedup, write_signatures
-from corpus.unit import UnitTask, clean_unit, note_death
+from corpus.unit import UnitTask, clean_unit
 from corpus.warc import open_archive
 from corpus.words import Words
 
@@ -48,6 +49,7 @@ CODE = [
     "language",
     "languages",
     "ledger",
+    "limits",
     "lines",
     "measures",
     "phones",

@@ -75,6 +75,7 @@ class CleanConfig:
     max_page_bytes: larger pages are dropped unread (Common Crawl cuts pages at 1 to 5 MiB).
     max_text_chars: longer main texts are dropped (books of logs; the rules' cost grows with length).
     page_cpu_seconds: processor time, not wall-clock time, after which a page is given up as failed.
+    page_memory_mb: memory that a page may take, in MiB, before it is given up as failed (an ordinary one takes 10).
     rules: where papers and published code differ: "fineweb" (what made FineWeb and FineWeb-2) or "papers".
     thresholds: quality thresholds by rule name, over those of `rules`; null switches a rule off (docs/rules.md).
     language_thresholds: the same for one language, e.g. {"de": {"gopher_min_words": 40}}.
@@ -108,6 +109,7 @@ class CleanConfig:
     max_page_bytes: int = 8 << 20
     max_text_chars: int = 1_000_000
     page_cpu_seconds: int = 20
+    page_memory_mb: int = 1024
     rules: str = "fineweb"
     thresholds: Mapping[str, float | None] = field(default_factory=dict)
     language_thresholds: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
@@ -157,6 +159,10 @@ class CleanConfig:
         for name in ("dedup_lines", "dedup_substrings"):
             if getattr(self, name) < 0:
                 raise ValueError(f"cleaned_corpus.{name} is {getattr(self, name)}; 0 switches it off.")
+        if self.page_memory_mb < 64:
+            raise ValueError(
+                f"cleaned_corpus.page_memory_mb is {self.page_memory_mb}; no page can do with less than 64."
+            )
         for name in ("shingle_words", "minhash_bands", "minhash_rows", "page_cpu_seconds", "dedup_memory_mb"):
             if getattr(self, name) < 1:
                 raise ValueError(f"cleaned_corpus.{name} is {getattr(self, name)}; it must be at least 1.")

@@ -32,8 +32,9 @@ MEANINGS = {
     "no_main_text": "Menus, links and notices, but no run of prose that could be the page's text.",
     "too_long": "The main text is longer than max_text_chars.",
     "parser_error": "The HTML parser gave up on the page.",
-    "parser_crash": "The page killed the parser's process twice.",
+    "parser_crash": "The page killed the parser's process.",
     "cpu_time": "The page used up the processor time that one page may have.",
+    "memory": "The page used up the memory that one page may have.",
     # language
     "other_language": "Surely written in a language that is not wanted.",
     "uncertain_language": "The language is guessed with less certainty than asked for.",
@@ -45,7 +46,7 @@ MEANINGS = {
     "replaced": "Kept, with personal data replaced by placeholders.",
 }
 NOT_READ_AGAIN = frozenset(
-    {"parser_crash", "cpu_time", "parser_error"}
+    {"parser_crash", "cpu_time", "memory", "parser_error"}
 )  # rules of pages that hurt the reader
 
 YES_OR_NO = frozenset(

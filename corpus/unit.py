@@ -8,12 +8,7 @@ its worker: the place where it stood is on disk, and the next worker steps over 
 import contextlib
 import hashlib
 import json
-import math
-import os
-import resource
 import shutil
-import signal
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,6 +20,7 @@ from corpus import ledger
 from corpus.config import CleanConfig
 from corpus.extract import MainText, extract_page, plain_text
 from corpus.language import first_look, identify
+from corpus.limits import DETAILS, Watch, at_file, crash_file
 from corpus.quality import Verdict, judge
 from corpus.signatures import sign, write_signatures
 from corpus.urls import UrlFilter, host_of
@@ -47,9 +43,7 @@ class UnitTask:
     crawl: str
     folder: Path
     config: CleanConfig
-    limited: bool = (
-        True  # hold each page to page_cpu_seconds; off where the work runs in the caller's process
-    )
+    limited: bool = True  # hold each page to its time and memory; off in the caller's own process
 
 
 @dataclass(slots=True)
@@ -89,36 +83,6 @@ def partial_folder(task: UnitTask) -> Path:
     return task.folder.with_name(task.folder.name + ".partial")
 
 
-def crash_file(task: UnitTask) -> Path:
-    """Names the records of the unit that killed a worker: {byte offset: rule or number of deaths}."""
-    return task.folder.with_name(task.folder.name + ".crashes.json")
-
-
-def note_death(task: UnitTask, exit_code: int) -> bool:
-    """Called by the engine when a worker died: remember the record it stood at. True where it is given up.
-
-    A page that used up its processor time is given up at once; any other death is forgiven once, because workers
-    are also killed by people and by the kernel when memory is short.
-    """
-    place = partial_folder(task) / "at"
-    at = place.read_text().strip() if place.is_file() else ""
-    if not at:
-        return False
-    crashes = _crashes(task)
-    too_slow = exit_code == -signal.SIGXCPU
-    before = crashes.get(at)
-    crashes[at] = "cpu_time" if too_slow else "parser_crash" if before else "once"
-    file = crash_file(task)
-    file.with_suffix(".tmp").write_text(json.dumps(crashes))
-    file.with_suffix(".tmp").replace(file)
-    return crashes[at] != "once"
-
-
-def _crashes(task: UnitTask) -> dict[str, str]:
-    file = crash_file(task)
-    return json.loads(file.read_text()) if file.is_file() else {}
-
-
 def clean_unit(task: UnitTask, progress: Callable[[int], None] = lambda amount: None) -> Path:
     """Clean one file into task.folder (unless it stands there already) and return the folder."""
     if (task.folder / "unit.json").is_file():
@@ -126,29 +90,23 @@ def clean_unit(task: UnitTask, progress: Callable[[int], None] = lambda amount: 
     partial = partial_folder(task)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    unit = _read_all(task, partial, progress)
+    unit = _read_all(task, progress)
     _write(task, unit, partial)
-    (partial / "at").unlink()
     shutil.rmtree(task.folder, ignore_errors=True)
     partial.rename(task.folder)
-    crash_file(task).unlink(missing_ok=True)
+    for file in (at_file(task.folder), crash_file(task.folder)):
+        file.unlink(missing_ok=True)
     return task.folder
 
 
-def _read_all(task: UnitTask, partial: Path, progress: Callable[[int], None]) -> _Unit:
-    unit, given_up = _Unit(), _crashes(task)
-    urls = UrlFilter(task.config.blocked_domains, task.config.blocked_words, task.config.suspect_words)
-    at, reached = os.open(partial / "at", os.O_WRONLY | os.O_CREAT, 0o644), 0
-    try:
+def _read_all(task: UnitTask, progress: Callable[[int], None]) -> _Unit:
+    unit, reached = _Unit(), 0
+    config = task.config
+    urls = UrlFilter(config.blocked_domains, config.blocked_words, config.suspect_words)
+    watch = Watch(task.folder, config.page_cpu_seconds, config.page_memory_mb, task.limited)
+    with contextlib.closing(watch):
         for number, record in enumerate(read_records(task.source, task.name, unit.counts)):
-            os.pwrite(at, f"{record.warc_offset:<20}".encode(), 0)
-            if task.limited:
-                _limit_cpu(task.config.page_cpu_seconds)
-            reason = given_up.get(str(record.warc_offset))
-            if reason in ("cpu_time", "parser_crash"):
-                ended, candidate = _given_up(reason, task.config), None
-            else:
-                ended, candidate = judge_record(record, task.config, urls)
+            ended, candidate = _judge(record, number, watch, config, urls)
             if candidate:
                 candidate.row = len(unit.rows)
                 unit.candidates.append(candidate)
@@ -158,28 +116,32 @@ def _read_all(task: UnitTask, partial: Path, progress: Callable[[int], None]) ->
             if number % PROGRESS_EVERY == 0:
                 progress(max(0, record.warc_offset - reached))
                 reached = max(reached, record.warc_offset)
-    finally:
-        os.close(at)
-        if task.limited:
-            _limit_cpu(None)
     return unit
 
 
-def _limit_cpu(seconds: int | None) -> None:
-    """Let this process use so much more processor time; the kernel ends it (SIGXCPU) when that is spent."""
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    soft = hard if seconds is None else math.ceil(time.process_time()) + seconds
-    with contextlib.suppress(ValueError):  # a hard limit below ours is stricter already
-        resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
+def _judge(
+    record: Record | BrokenRecord, number: int, watch: Watch, config: CleanConfig, urls: UrlFilter
+) -> tuple[Ended, Candidate | None]:
+    """judge_record within the limits of a record."""
+    rule = watch.given_up(number)
+    if rule:
+        return _given_up(rule, config), None
+    watch.begin(number)
+    try:
+        ended, candidate = judge_record(record, config, urls)
+    except MemoryError:
+        ended, candidate = _given_up("memory", config), None
+    # trafilatura takes an error of its parser for a page without text.
+    suspect = ended.rule == "parser_error" or (ended.rule == "no_main_text" and config.profile == "faithful")
+    if suspect and ((ended.detail or "").startswith("MemoryError") or watch.exhausted()):
+        ended = _given_up("memory", config)
+    watch.end()
+    return ended, candidate
 
 
 def _given_up(rule: str, config: CleanConfig) -> Ended:
-    if rule == "cpu_time":
-        seconds = float(config.page_cpu_seconds)
-        return Ended(
-            ledger.FAILED, "extraction", rule, seconds, seconds, "the page used up its processor time"
-        )
-    return Ended(ledger.FAILED, "extraction", rule, None, None, "the page killed the parser twice")
+    allowed = {"cpu_time": float(config.page_cpu_seconds), "memory": float(config.page_memory_mb)}.get(rule)
+    return Ended(ledger.FAILED, "extraction", rule, allowed, allowed, DETAILS[rule])
 
 
 def judge_record(

@@ -27,7 +27,7 @@ MANY_SLOW = (
 )
 NOT_PAGES = frozenset({"warcinfo", "request", "metadata", "filedesc"})
 HTML_TYPES = frozenset({"text/html", "application/xhtml+xml", "application/vnd.wap.xhtml+xml"})
-HTML_START = re.compile(rb"\s*(?:\xef\xbb\xbf)?\s*(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html)", re.I | re.S)
+HTML_START = re.compile(rb"\s*(?:\xef\xbb\xbf)?\s*(?><!--.*?-->\s*)*<(?:!doctype\s+html|html)", re.I | re.S)
 
 
 @dataclass(frozen=True, slots=True)

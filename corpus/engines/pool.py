@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -77,6 +78,9 @@ PROGRAM = (
 def work(socket_number: int, parent: int) -> None:
     """The life of a worker: receive a function, then tasks; send back progress and results."""
     die_with_parent(parent)
+    resource.setrlimit(
+        resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1])
+    )  # no core files
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     connection = Connection(socket_number)
     function = connection.recv()

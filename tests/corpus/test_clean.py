@@ -132,7 +132,7 @@ def kill_a_worker_at_work(work: Path, killed: list[int]) -> None:
     """Wait until a worker of this process stands at a record, and kill it as the kernel would."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        at_work = [at for at in work.rglob("at") if at.is_file() and at.stat().st_size]
+        at_work = [at for at in work.rglob("*.at") if at.read_text().strip()]
         workers = [p for p in psutil.Process().children() if "engines.pool" in " ".join(p.cmdline())]
         if at_work and workers:
             workers[0].kill()
