@@ -14,6 +14,8 @@ STATUS_LINE = re.compile(rb"HTTP/\d(?:\.\d)?[ \t]+(\d{3})(?:[ \t].*)?\s*")
 BLANK_LINE = re.compile(rb"\r?\n\r?\n")
 CHARSET = re.compile(r"charset\s*=\s*[\"']?\s*([\w.:+-]+)", re.IGNORECASE)
 CHUNK_SIZE = re.compile(rb"[ \t]*([0-9a-fA-F]{1,8})[ \t]*(?:;[^\r\n]*)?\r?\n")
+MAX_HEAD = 64 << 10  # bytes of HTTP header that are looked at
+MAX_CODINGS = 4  # content codings on top of each other; servers use one
 MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}  # codings whose absence is told by the first bytes
 
 
@@ -82,10 +84,13 @@ def parse_response(block: bytes, limit: int) -> Response | None:
         return None
     blank = BLANK_LINE.search(block)
     head, body = (block, b"") if blank is None else (block[: blank.start()], block[blank.end() :])
-    fields = parse_headers(head[len(line) :])
+    fields = parse_headers(head[len(line) : MAX_HEAD])
     if "chunked" in fields.get("transfer-encoding", "").lower():
         body = unchunk(body)
-    for coding in reversed([c.strip().lower() for c in fields.get("content-encoding", "").split(",")]):
+    codings = [coding.strip().lower() for coding in fields.get("content-encoding", "").split(",")]
+    if len(codings) > MAX_CODINGS:
+        raise BadBody("bad_encoding", f"claims {len(codings):,} content codings")
+    for coding in reversed(codings):
         body = unpack(body, coding, limit)
     media, charset = split_content_type(fields.get("content-type", ""))
     return Response(int(status.group(1)), media, charset, body)
@@ -96,7 +101,7 @@ def is_whole(block: bytes) -> bool:
     blank = BLANK_LINE.search(block)
     if not block.startswith(b"HTTP/") or blank is None:
         return False
-    length = parse_headers(block[: blank.start()]).get("content-length", "")
+    length = parse_headers(block[: min(blank.start(), MAX_HEAD)]).get("content-length", "")
     return length.isascii() and length.isdigit() and len(block) - blank.end() >= int(length)
 
 
@@ -132,16 +137,23 @@ def unpack(body: bytes, coding: str, limit: int) -> bytes:
 
 def _inflate(body: bytes, limit: int, wbits: int = 31) -> bytes:
     """Gzip or zlib; a stream that ends early gives what it holds."""
-    out = bytearray()
-    while body and len(out) <= limit:
-        stream = zlib.decompressobj(wbits)
+    out, at, window, began = bytearray(), 0, 0, 0
+    stream = zlib.decompressobj(wbits)
+    while at < len(body) and len(out) <= limit:
+        if (
+            stream.eof
+        ):  # another member follows; a small window, or a million small members would cost a million copies
+            stream, window, began = zlib.decompressobj(wbits), 0, len(out)
+        window = min(max(2 * window, 1 << 10), 1 << 20)
+        piece = body[at : at + window]
         try:
-            out += stream.decompress(body, limit + 1 - len(out))
+            out += stream.decompress(piece, limit + 1 - len(out))
         except zlib.error as error:
-            if out:
-                break  # bytes after the stream (padding); a stream broken in the middle has failed above
+            if began:
+                del out[began:]  # bytes after the stream are padding, or another that is no good
+                break
             raise BadBody("bad_encoding", f"body does not decompress: {error}") from error
-        body = stream.unused_data
+        at += len(piece) - len(stream.unused_data or stream.unconsumed_tail)
     return bytes(out)
 
 

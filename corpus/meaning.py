@@ -17,6 +17,7 @@ MEANINGS = {
     "too_large": "Larger than max_page_bytes.",
     "truncated": "The file or the record was cut short.",
     "corrupt_gzip": "The compressed bytes of this record are damaged.",
+    "compression_bomb": "A small gzip member that unpacks to hundreds of megabytes.",
     "bad_length": "The record's length is wrong or missing.",
     "bad_digest": "The record's bytes are not those that its digest was taken of.",
     "bad_http": "The record claims to hold an HTTP response and does not.",

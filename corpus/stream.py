@@ -15,6 +15,10 @@ from typing import BinaryIO
 from isal import isal_zlib
 
 GZIP_MAGIC = b"\x1f\x8b\x08"  # RFC 1952: ID1, ID2, CM = deflate
+BOMB_BYTES, BOMB_RATIO = (
+    256 << 20,
+    100,
+)  # a member that unpacks to more, and to more than so many times its size
 CHUNK = 1 << 16  # bytes read from the file, and decompressed, at a time
 MAX_LINE = 1 << 13  # bytes of a header line that are looked at (URLs of several thousand bytes exist)
 ARC_HEADER = re.compile(
@@ -40,7 +44,10 @@ class ArchiveStream:
         self._member: zlib._Decompress | None = None
         self._member_start = 0
         self._untouched = False  # nothing of the current member was unpacked yet
-        self.fault = ""  # "", "truncated" or "corrupt_gzip": why the current member stopped
+        self._unpacked = 0  # bytes that the current member has given
+        self.fault = (
+            ""  # "", "truncated", "corrupt_gzip" or "compression_bomb": why the current member stopped
+        )
         self._load()
         self.is_gzip = self._raw.startswith(GZIP_MAGIC[:2])
         if self.is_gzip:
@@ -70,6 +77,7 @@ class ArchiveStream:
         self._member_start = self._raw_start()
         self._member = zlib.decompressobj(wbits=31)
         self._untouched = True
+        self._unpacked = 0
         self.fault = ""
         return True
 
@@ -160,6 +168,10 @@ class ArchiveStream:
                 self.fault = "corrupt_gzip"
                 break
             self._raw = self._member.unused_data if self._member.eof else self._member.unconsumed_tail
+            self._unpacked += len(self._buffer) - before
+            packed = self._raw_start() - self._member_start
+            if self._unpacked > max(BOMB_BYTES, BOMB_RATIO * packed):
+                self.fault = "compression_bomb"
             if len(self._buffer) > before:
                 return True
         return len(self._buffer) > before
@@ -208,6 +220,19 @@ class ArchiveStream:
         while left > 0 and (data := self.take(min(left, CHUNK))):
             left -= len(data)
         return size - left
+
+    def at_hand(self) -> bytes:
+        """Some of the bytes that come next: those that are unpacked already, untaken."""
+        return bytes(self._buffer[self._taken : self._taken + CHUNK])
+
+    def skip_blank(self) -> None:
+        """Pass over line ends before a record."""
+        while self.peek(1):
+            block = self.at_hand()
+            blank = len(block) - len(block.lstrip(b"\r\n"))
+            self._taken += blank
+            if blank < len(block):
+                break
 
     def give_back(self, data: bytes) -> None:
         """Put bytes that were just taken back in front."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from corpus.http import BadBody, is_whole, parse_headers, parse_response, split_content_type
-from corpus.stream import ARC_HEADER, MAX_LINE, ArchiveStream, starts_record
+from corpus.stream import ARC_HEADER, BOMB_BYTES, BOMB_RATIO, MAX_LINE, ArchiveStream, starts_record
 
 MAX_BYTES = 64 << 20  # of a record, packed or unpacked; Common Crawl cuts pages at 1 to 5 MiB
 MAX_HEADER = 64 << 10  # bytes of WARC header lines of one record
@@ -55,7 +55,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class BrokenRecord:
-    """A record that cannot be read. `rule` is one of: truncated, corrupt_gzip, too_large, bad_length,
+    """A record that cannot be read. `rule` is one of: truncated, corrupt_gzip, compression_bomb, too_large, bad_length,
     bad_digest, bad_http, bad_encoding, not_a_record, no_pages; `detail` is a sentence."""
 
     record_id: str
@@ -132,7 +132,7 @@ def _records(
         raw = _healthy(stream, limit) if slow < MANY_SLOW else None
         slow = 0 if raw else slow + 1
         if raw is None:
-            _skip_blank(stream)
+            stream.skip_blank()
         if raw is None and stream.at_end() and not (stream.fault and stream.offset() != start):
             if stream.next_member():
                 continue
@@ -161,6 +161,8 @@ def _records(
 FAULTS = {
     "truncated": "The file ends inside this record (gzip); what came before it is kept.",
     "corrupt_gzip": "The compressed bytes of this record are damaged; reading goes on at the next member.",
+    "compression_bomb": f"The gzip member unpacks to more than {BOMB_BYTES:,} bytes and {BOMB_RATIO} times its size; "
+    "reading goes on at the next member.",
 }
 
 
@@ -199,11 +201,6 @@ def _plain_fields(head: bytes) -> dict[str, str] | None:
             return None
         fields.setdefault(name.strip().lower(), value.strip())
     return fields
-
-
-def _skip_blank(stream: ArchiveStream) -> None:
-    while stream.peek(1) in (b"\r", b"\n"):
-        stream.take(1)
 
 
 def _read_raw(stream: ArchiveStream, limit: int) -> _Raw:
@@ -268,8 +265,18 @@ def _to_next_record(stream: ArchiveStream, limit: int) -> bytes:
         if line_start and starts_record(line):
             break
         line_start = line.endswith(b"\n")
-        tail += stream.take(len(line))[: max(limit - len(tail), 0)]
+        taken = stream.take(len(line)) + _lines_at_once(stream, line_start)
+        tail += taken[: max(limit - len(tail), 0)]
     return bytes(tail)
+
+
+MAYBE_RECORD = re.compile(rb"WARC/|\d \d{8,20} ")  # in every line that starts a record, and in few others
+
+
+def _lines_at_once(stream: ArchiveStream, line_start: bool) -> bytes:
+    """Take the lines that are at hand where none of them can start a record: one by one takes minutes of a bomb."""
+    block = stream.at_hand() if line_start else b""
+    return b"" if MAYBE_RECORD.search(block) else stream.take(block.rfind(b"\n") + 1)
 
 
 def _warc_header(stream: ArchiveStream) -> tuple[_Raw, int | None]:

@@ -78,3 +78,20 @@ def refused_once(task: UnitTask, progress: Callable[[int], None]) -> Path:
         mark.touch()
         raise OSError(28, "No space left on device")
     return clean_unit(task, progress)
+
+
+def fatal_pages(task: UnitTask, progress: Callable[[int], None]) -> Path:
+    """Clean a file with a parser that "FATAL n" in a page kills by signal n."""
+    import re
+
+    from corpus import unit
+
+    whole = unit.judge_record
+
+    def judge_record(record, config, urls):
+        if found := re.search(rb"FATAL (\d+)", getattr(record, "payload", b"")):
+            os.kill(os.getpid(), int(found[1]))
+        return whole(record, config, urls)
+
+    unit.judge_record = judge_record
+    return clean_unit(task, progress)
