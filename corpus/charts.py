@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 WIDTH, HEIGHT, BASE = 400, 150, 130  # of the drawing; the columns stand on y = BASE
+VALUES_BASE = 54
 BINS = 28  # of a rule's values
 
 
@@ -38,39 +39,47 @@ def columns(
     return {"width": WIDTH, "height": HEIGHT, "base": BASE, "boxes": boxes, "texts": texts}
 
 
-def values(counts: Mapping[float, int], limit: float | None, number: Any) -> dict[str, Any] | None:
-    """The values that a rule measured on the pages it dropped, with its limit as a line; None for too few kinds.
+def values(
+    counts: Mapping[float, int], limits: Sequence[float], number: Any, side: str = ""
+) -> dict[str, Any] | None:
+    """The values that a rule measured, with its limits as lines; None for too few kinds of value.
 
-    On a logarithmic axis where they span more than two orders of magnitude. `number` writes a value.
+    On a logarithmic axis where they span more than two orders of magnitude; the heights are square roots. `number`
+    writes a value. `side`: the values are those of all pages, and the rule drops what is above ('max') or below
+    ('min') its limit; with several limits (one a language) what is beyond all of them is drawn as dropped.
     """
     found = {value: pages for value, pages in counts.items() if math.isfinite(value)}
-    every = [*found, *([limit] if limit is not None else [])]
     if len(found) < 4:
         return None
-    low, high = min(every), max(every)
+    low, high = min([*found, *limits]), max([*found, *limits])
     wide = low > 0 and high / low > 100
-    place = math.log if wide else float
-    start, span = place(low), place(high) - place(low)
-    if span <= 0:
-        return None
+    start, span = (math.log(low), math.log(high / low)) if wide else (low, high - low)
+
+    def place(value: float) -> float:
+        return WIDTH * ((math.log(value) if wide else value) - start) / span
+
     bins = [0] * BINS
     for value, pages in found.items():
-        bins[min(BINS - 1, int(BINS * (place(value) - start) / span))] += pages
-    step, top, base = WIDTH / BINS, max(bins), 54
-    boxes = [
-        _box("dropped", at * step, 0, step, (base - 16) * pages / top, f"{pages:,} pages", base)
-        for at, pages in enumerate(bins)
-        if pages
-    ]
-    texts = [_text(0, base + 13, number(low), "axis-text", "start")]
-    texts.append(_text(WIDTH, base + 13, number(high), "axis-text", "end"))
-    mark = None
-    if limit is not None:
-        x = round(WIDTH * (place(limit) - start) / span, 1)
-        left = x < WIDTH / 2
-        mark = {"x": x, "y": 4, "text": f"limit {number(limit)}", "anchor": "start" if left else "end"}
-        mark |= {"label_x": x + (5 if left else -5), "label_y": 12}
-    return {"width": WIDTH, "height": 70, "base": base, "boxes": boxes, "texts": texts, "mark": mark}
+        bins[min(BINS - 1, int(BINS * place(value) / WIDTH))] += pages
+    cut = place(max(limits) if side == "max" else min(limits)) if limits and side else None
+    step, top = WIDTH / BINS, math.sqrt(max(bins))
+    boxes = []
+    for at, pages in enumerate(bins):
+        if pages:
+            beyond = cut is None or ((at + 0.5) * step > cut) == (side == "max")
+            height = (VALUES_BASE - 16) * math.sqrt(pages) / top
+            kind = "dropped" if beyond else "kept"
+            boxes.append(_box(kind, at * step, 0, step, height, f"{pages:,} pages", VALUES_BASE))
+    texts = [_text(0, VALUES_BASE + 13, number(low), "axis-text", "start")]
+    texts.append(_text(WIDTH, VALUES_BASE + 13, number(high), "axis-text", "end"))
+    marks = [round(place(limit), 1) for limit in sorted(limits)]
+    if marks:
+        left = marks[-1] < WIDTH / 2
+        words = ("limit " if len(limits) == 1 else "limits ") + ", ".join(map(number, sorted(limits)))
+        x = marks[-1] + 5 if left else marks[0] - 5
+        texts.append(_text(x, 12, words, "limit", "start" if left else "end"))
+    drawing = {"width": WIDTH, "height": VALUES_BASE + 16, "base": VALUES_BASE}
+    return drawing | {"boxes": boxes, "texts": texts, "marks": marks}
 
 
 def _box(

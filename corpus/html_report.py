@@ -15,13 +15,15 @@ from typing import Any
 
 from corpus import charts, ledger, report
 from corpus.meaning import YES_OR_NO, meaning, number
-from corpus.samples import PER_RULE, Drawn, draw, read_texts, sources_of
+from corpus.quality import BY_NAME
+from corpus.samples import PER_RULE, Drawn, draw, measured, read_texts, sources_of
 
 REPORTS = Path("reports") / "cleaned_corpus"  # in a project; not versioned
 EXCERPT = 420  # characters of a page's text
 MAX_URL = 300  # characters
 TOP_HOSTS, TOP_LANGUAGES = 15, 12
 NO_LIMIT = YES_OR_NO | {"http_status"}  # rules whose threshold says nothing
+MOST_LIMITS = 4  # limits of one rule (they may differ by language) that are drawn
 SHOW_COUNTS = 8  # distinct values up to which they are listed, not drawn
 
 
@@ -107,14 +109,14 @@ def _content(
         "ids": {(d.stage, d.rule): _id(d) for d in ended},
         "per_rule": PER_RULE,
         "share": share,
-        "rules": [_rule(d, shown, stats) for d in ended],
+        "rules": [_rule(folder, d, shown, stats) for d in ended],
         "kept": [page for d in pages if not d.rule for page in _kept(folder, d)],
     }
 
 
 def _tiles(stats: Mapping[str, Any], tokens: tuple[float, str]) -> list[dict[str, str]]:
     def share(part: int) -> str:
-        return f"{100 * part / max(1, stats['records']):.1f} % of the records"
+        return f"{100 * part / max(1, stats['records']):.1f} % of all"
 
     return [
         {"name": "records", "value": f"{stats['records']:,}", "note": f"in {len(stats['files']):,} files"},
@@ -164,12 +166,17 @@ def _id(drawn: Drawn) -> str:
     return f"{drawn.stage}-{drawn.rule}-{drawn.outcome}"
 
 
-def _rule(drawn: Drawn, shown: Mapping[str, dict[str, Any]], stats: Mapping[str, Any]) -> dict[str, Any]:
-    limits = {row["threshold"] for row in drawn.rows}
-    limit = limits.pop() if len(limits) == 1 and drawn.rule not in NO_LIMIT else None
+def _rule(
+    folder: Path, drawn: Drawn, shown: Mapping[str, dict[str, Any]], stats: Mapping[str, Any]
+) -> dict[str, Any]:
+    limits = {row["threshold"] for row in drawn.rows} - {None}
+    limits = [] if drawn.rule in NO_LIMIT or len(limits) > MOST_LIMITS else sorted(limits)
     counts = sorted(drawn.values.items(), key=lambda item: (-item[1], item[0]))
     listed = ", ".join(f"{number(value)} ({pages:,} ×)" for value, pages in counts)
-    chart = charts.values(drawn.values, limit, number) if len(counts) > SHOW_COUNTS else None
+    of_all = measured(folder, drawn.rule) if drawn.stage == "quality" else None
+    chart = charts.values(drawn.values, limits, number) if len(counts) > SHOW_COUNTS else None
+    if of_all:  # recorded for every page: show both sides of the limit
+        chart = charts.values(of_all, limits, number, BY_NAME[drawn.rule].side)
     if drawn.rule == "other_language":  # its value is how surely; what matters is which
         chart, listed = None, ", ".join(f"{name} ({n:,} ×)" for name, n in stats["other_languages"].items())
     part = f"{100 * drawn.pages / max(1, stats['records']):.1f} %"
@@ -179,11 +186,17 @@ def _rule(drawn: Drawn, shown: Mapping[str, dict[str, Any]], stats: Mapping[str,
         "pages": drawn.pages,
         "counted": f"{drawn.stage} · {drawn.outcome} · {drawn.pages:,} pages, {part} of all records",
         "meaning": meaning(drawn.rule),
-        "limit": "" if limit is None else f"Limit {number(limit)}.",
+        "limit": _limits(limits),
         "chart": chart,
+        "charted": "of all pages in a wanted language" if of_all else "of the pages it dropped",
         "measured": "" if chart or drawn.rule in YES_OR_NO else listed,
         "samples": [shown[row["record_id"]] for row in drawn.rows],
     }
+
+
+def _limits(limits: Sequence[float]) -> str:
+    words = ", ".join(map(number, limits))
+    return "" if not limits else f"Limit {words}." if len(limits) == 1 else f"Limits {words}, by language."
 
 
 def _samples(
@@ -201,8 +214,11 @@ def _samples(
 def _sample(row: Mapping[str, Any], text: str, note: str, twins: Mapping[str, str]) -> dict[str, Any]:
     """One dropped page: address, facts, the page that was kept in its place, and the beginning of its text."""
     by_language = row["stage"] in ("language", "quality", "dedup") and row["detail"]
-    facts = [row["host"]]
-    facts += [f"language {row['detail']}"] if by_language else [row["detail"]] if row["detail"] else []
+    detail = row["detail"] or ""
+    facts = [
+        row["host"],
+        f"language {detail}" if by_language else "" if row["url"].startswith(detail) else detail,
+    ]
     if row["value"] is not None and row["rule"] not in YES_OR_NO:
         limit = (
             ""

@@ -48,9 +48,7 @@ def draw(folder: Path, per_rule: int = PER_RULE, seed: int = 0) -> tuple[list[Dr
 
     In the order of the stages, commonest rule first. Kept pages come last, under the rule ''.
     """
-    parts = sorted((folder / "ledger").glob("*.parquet"))
-    step = -(-len(parts) // MAX_PARTS) or 1
-    looked = parts[::step]
+    parts, looked = _parts(folder, "ledger")
     found: dict[tuple[str, str, str], Drawn] = {}
     heaps: dict[tuple[str, str, str], list[tuple[int, int, int]]] = {}
     for number, part in enumerate(looked):
@@ -70,6 +68,24 @@ def draw(folder: Path, per_rule: int = PER_RULE, seed: int = 0) -> tuple[list[Dr
     order = {stage: at for at, stage in enumerate((*ledger.STAGES, ""))}
     ordered = sorted(found.values(), key=lambda d: (order[d.stage], -d.pages, d.rule, d.outcome))
     return ordered, len(looked) / max(1, len(parts))
+
+
+def measured(folder: Path, rule: str) -> Counter | None:
+    """The values of a quality rule for every page in a wanted language, rounded: value -> pages. None where the
+    corpus was made without record_values."""
+    values: Counter = Counter()
+    for part in _parts(folder, "values")[1]:
+        file = pq.ParquetFile(part)
+        if rule in file.schema_arrow.names:
+            found = file.read([rule])[rule].to_pylist()
+            values.update(float(f"{value:.3g}") for value in found if value is not None)
+    return values or None
+
+
+def _parts(folder: Path, kind: str) -> tuple[list[Path], list[Path]]:
+    """All files of a kind, and those of them that are looked through."""
+    parts = sorted((folder / kind).glob("*.parquet"))
+    return parts, parts[:: -(-len(parts) // MAX_PARTS) or 1]
 
 
 def _rank(record_id: str, seed: int) -> int:

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from corpus import plots, report
+from corpus import charts, plots, report
 from corpus.clean import CleanConfig, clean_crawl
 from corpus.ledger import document_dataset, read_ledger
 from corpus.meaning import meaning, reason
 from corpus.quality import RULES
-from corpus.samples import draw, read_text
+from corpus.samples import draw, measured, read_text
 from corpus.sources.sample import build_sample
 from corpus.sources.sample_text import manual_texts
 
@@ -149,3 +149,33 @@ def test_a_reason_is_said_as_people_say_it():
     status = {"stage": "read", "rule": "http_status", "value": 404.0, "threshold": 200.0}
     assert reason(status) == "read: http_status 404 instead of 200"
     assert reason({"stage": "read", "rule": "empty", "value": 0.0, "threshold": 1.0}) == "read: empty"
+
+
+def test_recorded_values_show_every_page_on_its_side_of_the_limit(crawl, tmp_path):
+    config = CleanConfig(record_values=True)
+    clean_crawl(list(crawl.items()), tmp_path / "out", tmp_path / "work", config, "sample", workers=0)
+    found = measured(tmp_path / "out", "gopher_min_words")
+    rows = read_ledger(tmp_path / "out").to_pylist()
+    judged = [
+        row
+        for row in rows
+        if row["outcome"] == "kept"
+        or row["stage"] in ("quality", "dedup")
+        or row["rule"] == "uncertain_language"
+    ]
+    assert sum(found.values()) == len(judged)
+    chart = charts.values(found, [50.0], str, "min")
+    line = chart["marks"][0]
+    middles = {box["x"] + box["w"] / 2: box["kind"] for box in chart["boxes"]}
+    assert {kind for x, kind in middles.items() if x > line} == {"kept"}
+    assert {kind for x, kind in middles.items() if x < line} <= {"dropped"}
+
+
+def test_a_corpus_without_recorded_values_has_none(cleaned):
+    assert measured(cleaned, "gopher_min_words") is None
+
+
+def test_values_too_few_or_all_alike_are_not_drawn():
+    assert charts.values({1.0: 5, 2.0: 5}, [3.0], str) is None
+    drawn = charts.values({0.001: 1, 0.1: 2, 10.0: 3, 1000.0: 4}, [], str)
+    assert drawn["marks"] == [] and len(drawn["boxes"]) == 4
