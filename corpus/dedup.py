@@ -27,6 +27,7 @@ from corpus.spill import Partitions, take_ragged
 
 ALL_PAIRS = 64  # members of a bucket up to which every pair is verified; beyond, each against leaders only
 LEADERS = (1, 2, 4, 8, 16, 32, 64)  # that many of a large bucket's pages, round by round
+IDS_AT_ONCE = 1 << 16  # record ids read at once; a megabyte each thousand
 RULES = {URL: "duplicate_url", TEXT: "duplicate_text", NEAR: "near_duplicate"}
 
 
@@ -351,11 +352,14 @@ class PageTable:
         if not len(pages):
             return np.zeros(0, dtype="S1")
         ends = np.memmap(self.folder / "ends", dtype=np.int64, mode="r")
+        blob = np.memmap(self.folder / "ids", dtype=np.uint8, mode="r")
         start = np.where(pages > 0, ends[np.maximum(pages - 1, 0)], 0)
         counts = ends[pages] - start
-        matrix = np.zeros((len(pages), int(counts.max(initial=1))), dtype=np.uint8)
-        blob = np.memmap(self.folder / "ids", dtype=np.uint8, mode="r")
-        matrix[np.arange(matrix.shape[1]) < counts[:, None]] = take_ragged(blob, start, counts)
+        matrix = np.zeros((len(pages), int(counts.max())), dtype=np.uint8)
+        places = np.arange(matrix.shape[1])
+        for low in range(0, len(pages), IDS_AT_ONCE):
+            here = slice(low, low + IDS_AT_ONCE)
+            matrix[here][places < counts[here, None]] = take_ragged(blob, start[here], counts[here])
         return matrix.reshape(-1).view(f"S{matrix.shape[1]}")
 
     def rank(self, pages: np.ndarray) -> np.ndarray:
