@@ -173,12 +173,16 @@ def judge(web: Web, gone: Gone, least: float) -> dict[str, float]:
     )
     copies = np.arange(web.originals, web.n_pages)
     planted = copies[(web.jaccard(copies) >= least) | web.same_url(copies)]
+    # Where an original went for its address, its copies are left without what they are like: rightly so.
+    torn = np.unique(web.original(copies[web.same_url(copies)]))
+    whole = ~np.isin(web.original(planted), torn)
     return {
         "planted": len(planted),
         "clusters": len(np.unique(web.original(planted))),
         "gone": len(pages),
         "precision": float(right.mean()),
         "recall": float(right.sum() / len(planted)),
+        "recall_without_addresses": float((~np.isin(web.original(pages), torn)).sum() / whole.sum()),
     }
 
 
