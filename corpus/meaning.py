@@ -43,6 +43,8 @@ MEANINGS = {
     "duplicate_url": "Another capture of the same address was kept.",
     "duplicate_text": "The same text, case and spacing aside, was kept from another page.",
     "near_duplicate": "Nearly the same text was kept from another page (Jaccard similarity of word shingles, exact).",
+    "repeats_removed": "Kept, without lines or runs of words that other documents repeat (value: share of the text).",
+    "too_little_left": "Too few words were left when what other documents repeat had been taken out.",
     # pii
     "replaced": "Kept, with personal data replaced by placeholders.",
 }

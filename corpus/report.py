@@ -14,6 +14,7 @@ STEP_NAMES = {
     "dedup": "not a duplicate",
     "pii": "personal data out",
 }
+CHANGED = {"dedup": "repeats taken out", "pii": "replaced"}  # what a step does to pages that stay
 BYTES_PER_TOKEN = (
     4.0  # a rule of thumb for English and a large vocabulary; the tokenizer stage measures its own
 )
@@ -45,13 +46,14 @@ def funnel(stats: Any) -> list[dict[str, Any]]:
 
 
 def reasons_text(step: Mapping[str, Any], most: int | None = TOP_REASONS) -> str:
-    """'rule 12, rule 3, …' of a step, commonest first; for PII, how many pages were touched."""
-    if step["touched"]:
-        return f"replaced in {step['touched']:,} pages"
+    """'rule 12, rule 3, …' of a step, commonest first, and how many pages that stay it changed."""
     items = list(step["reasons"].items())
     shown = items if most is None else items[:most]
     rest = sum(count for _, count in items[len(shown) :])
-    return ", ".join([f"{rule} {count:,}" for rule, count in shown] + ([f"others {rest:,}"] if rest else []))
+    words = [f"{rule} {count:,}" for rule, count in shown] + ([f"others {rest:,}"] if rest else [])
+    return ", ".join(
+        words + ([f"{CHANGED[step['stage']]} in {step['touched']:,} pages"] if step["touched"] else [])
+    )
 
 
 def headline(stats: Any) -> str:

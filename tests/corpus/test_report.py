@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from corpus import charts, plots, report
+from corpus import charts, dedup, plots, report
 from corpus.clean import CleanConfig, clean_crawl
 from corpus.ledger import document_dataset, read_ledger
+from corpus.limits import DETAILS
 from corpus.meaning import meaning, reason
 from corpus.quality import RULES
 from corpus.samples import draw, measured, read_text
 from corpus.sources.sample import build_sample
 from corpus.sources.sample_text import manual_texts
+from corpus.warc import FAULTS
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +143,22 @@ def test_every_rule_has_a_meaning_in_words(cleaned):
     rules = {row["rule"] for row in read_ledger(cleaned).to_pylist() if row["rule"]}
     assert [rule for rule in sorted(rules | {rule.name for rule in RULES}) if not meaning(rule)] == []
     assert meaning("no_such_rule") == ""
+
+
+def test_the_rules_written_out_in_the_code_have_a_meaning(root):
+    """Those of failed, dropped and changed records, as the modules that end a record name them."""
+    ends = re.compile(
+        r"""(?:Ended\(\s*ledger\.\w+,\s*"\w+",|BadBody\(|BrokenRecord\([^)]*place,|rule=|"rule":)\s*"(\w+)\""""
+    )
+    code = "".join(path.read_text() for path in (root / "corpus").glob("*.py"))
+    found = set(ends.findall(code)) | set(DETAILS) | set(FAULTS) | set(dedup.RULES.values())
+    assert {"bad_digest", "http_status", "too_little_left", "replaced", "memory"} <= found
+    assert sorted(rule for rule in found if not meaning(rule)) == []
+
+
+def test_a_step_says_what_it_changed_in_pages_that_stay():
+    step = {"stage": "dedup", "touched": 1200, "reasons": {"near_duplicate": 3}}
+    assert report.reasons_text(step) == "near_duplicate 3, repeats taken out in 1,200 pages"
 
 
 def test_a_reason_is_said_as_people_say_it():
