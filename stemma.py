@@ -141,6 +141,10 @@ def clean(
         typer.Option(help="A cleaned corpus whose pages shall not come again; oldest first, repeatable."),
     ] = None,
     engine: Annotated[str, typer.Option(help="Where the work runs: local, ray or slurm.")] = "local",
+    quality_model: Annotated[
+        str, typer.Option(help="A quality classifier of 'stemma corpus train-classifier'.")
+    ] = "",
+    quality_keep: Annotated[float, typer.Option(help="Share of each language that it keeps.")] = 0.1,
     all_values: Annotated[
         bool, typer.Option("--all-values", help="Keep every rule's value, for corpus simulate.")
     ] = False,
@@ -157,7 +161,10 @@ def clean(
             raise ValueError(f"{out_dir} is not empty. Name a new folder, so that nothing is overwritten.")
         pairs = [(name, path) for path, name in find_files(out_dir.name, files, Path.cwd())]
         config = CleanConfig(
-            languages=tuple(word for word in languages.split(",") if word), record_values=all_values
+            languages=tuple(word for word in languages.split(",") if word),
+            record_values=all_values,
+            quality_model=quality_model,
+            quality_keep=quality_keep,
         )
         work = out_dir.parent / f".{out_dir.name}.work"  # finished units, found again if this is interrupted
         stats = clean_crawl(
@@ -177,6 +184,39 @@ def clean(
     else:
         print_funnel(stats, out)
         out.print(f"\ndocuments, ledger and numbers: {out_dir}\nto look at: {out_dir / 'report.html'}")
+
+
+@corpus_app.command("train-classifier")
+def train_classifier(
+    positives: Annotated[
+        list[str],
+        typer.Option(
+            help="Good text: JSON lines, Parquet or text files, a cleaned corpus, or patterns; repeatable."
+        ),
+    ],
+    corpus: Annotated[
+        list[Path], typer.Option(help="Cleaned corpus to draw the other side from; repeatable.")
+    ],
+    out_file: Annotated[
+        Path, typer.Option("--out", help="The model: a safetensors file; its numbers beside it.")
+    ],
+    seed: Annotated[int, typer.Option(help="Another seed draws other documents.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Train a quality classifier from examples of good text; cleaned_corpus.quality_model names it."""
+    from corpus.train_classifier import train
+
+    with _plain_errors():
+        report = train(positives, corpus, out_file, seed=seed)
+    if as_json:
+        print(json.dumps(report, indent=1, ensure_ascii=False))
+        return
+    held = report["held_out"]
+    out.print(
+        f"{out_file}: {sum(report['positives'].values()):,} positives, {sum(report['negatives'].values()):,} "
+        f"negatives; of {held['positives'] + held['negatives']:,} held out, area under the curve "
+        f"{held['auc']:.3f}, accuracy {held['accuracy']:.3f}"
+    )
 
 
 @corpus_app.command()

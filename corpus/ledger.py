@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 KEPT, DROPPED, FAILED = "kept", "dropped", "failed"
 OUTCOMES = (KEPT, DROPPED, FAILED)
 # In the order in which a record meets them.
-STAGES = ("read", "url", "extraction", "language", "quality", "dedup", "pii")
+STAGES = ("read", "url", "extraction", "language", "quality", "dedup", "classifier", "pii")
 
 LEDGER_SCHEMA = pa.schema(
     [
@@ -42,6 +42,7 @@ LEDGER_SCHEMA = pa.schema(
         pa.field("detail", pa.string()),  # a language, a domain, a sentence on what is broken
         pa.field("duplicate_of", pa.string()),  # record_id of the kept page
         pa.field("config_hash", pa.string(), nullable=False),
+        pa.field("quality", pa.float64()),  # the quality classifier's score, of whatever it scored
     ]
 )
 DOCUMENT_SCHEMA = pa.schema(

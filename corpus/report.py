@@ -12,6 +12,7 @@ STEP_NAMES = {
     "language": "language wanted",
     "quality": "quality rules",
     "dedup": "not a duplicate",
+    "classifier": "quality classifier",
     "pii": "personal data out",
 }
 CHANGED = {"dedup": "repeats taken out", "pii": "replaced"}  # what a step does to pages that stay

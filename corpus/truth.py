@@ -100,7 +100,7 @@ def _pii(known: dict, kept: dict[str, str], found: dict[str, list[tuple[str, str
         if record_id not in known:
             continue
         planted = {(item["kind"], item["text"]) for item in known[record_id]["pii"] or []}
-        replaced = found.get(record_id, [])
+        replaced = [tuple(item) for item in found.get(record_id, [])]
         for kind, shown in replaced:
             counts[kind]["right" if (kind, shown) in planted else "wrong"] += 1
         for kind, shown in planted:

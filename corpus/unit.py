@@ -17,6 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from corpus import ledger
+from corpus.classifier import score_document
 from corpus.config import CleanConfig
 from corpus.extract import MainText, extract_page, plain_text
 from corpus.language import first_look, identify
@@ -28,8 +29,13 @@ from corpus.values import VALUES_SCHEMA, measure_all
 from corpus.warc import BrokenRecord, Record, read_records
 from corpus.words import Words
 
-CANDIDATE_SCHEMA = ledger.DOCUMENT_SCHEMA.append(pa.field("n_words", pa.int64())).append(
-    pa.field("row", pa.int64())  # its row in the unit's ledger
+CANDIDATE_SCHEMA = pa.schema(
+    [
+        *ledger.DOCUMENT_SCHEMA,
+        pa.field("n_words", pa.int64()),
+        pa.field("row", pa.int64()),  # its row in the unit's ledger
+        pa.field("quality", pa.float64()),  # by the quality classifier, where there is one
+    ]
 )
 PROGRESS_EVERY = 50  # records
 
@@ -247,17 +253,18 @@ def ledger_row(record: Record | BrokenRecord, ended: Ended, task: UnitTask) -> d
         "detail": ended.detail,
         "duplicate_of": None,
         "config_hash": task.config.hash,
+        "quality": None,
     }
 
 
-def document_row(candidate: Candidate, crawl: str) -> dict:
+def document_row(candidate: Candidate, task: UnitTask) -> dict:
     """One row of CANDIDATE_SCHEMA."""
     record, text = candidate.record, candidate.words.text
     return {
         "record_id": record.record_id,
         "url": record.url,
         "host": host_of(record.url),
-        "crawl": crawl,
+        "crawl": task.crawl,
         "date": record.date,
         "language": candidate.language,
         "language_score": candidate.score,
@@ -266,6 +273,7 @@ def document_row(candidate: Candidate, crawl: str) -> dict:
         "sha256": hashlib.sha256(text.encode()).hexdigest(),
         "n_words": candidate.words.n_words,
         "row": candidate.row,
+        "quality": score_document(text, candidate.language, task.config.quality_model),
     }
 
 
@@ -273,7 +281,7 @@ def _write(task: UnitTask, unit: _Unit, partial: Path) -> None:
     ledger.write_parquet(unit.rows, ledger.LEDGER_SCHEMA, partial / "ledger.parquet")
     if task.config.record_values:
         ledger.write_parquet(unit.values, VALUES_SCHEMA, partial / "values.parquet")
-    documents = [document_row(c, task.crawl) for c in unit.candidates]
+    documents = [document_row(c, task) for c in unit.candidates]
     ledger.write_parquet(documents, CANDIDATE_SCHEMA, partial / "documents.parquet")
     signed = sign([(c.record.record_id, c.record.url, c.words) for c in unit.candidates], task.config)
     write_signatures(signed, partial / "signatures.parquet")
