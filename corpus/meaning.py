@@ -45,6 +45,8 @@ MEANINGS = {
     "near_duplicate": "Nearly the same text was kept from another page (Jaccard similarity of word shingles, exact).",
     "repeats_removed": "Kept, without lines or runs of words that other documents repeat (value: share of the text).",
     "too_little_left": "Too few words were left when what other documents repeat had been taken out.",
+    # classifier
+    "quality_classifier": "Not among the best share of its language by the quality classifier's score.",
     # pii
     "replaced": "Kept, with personal data replaced by placeholders.",
 }

@@ -21,7 +21,7 @@ LOCAL = r"[\w](?:[\w.+%'-]{0,62}[\w])?"
 DOMAIN = r"(?:[\w](?:[\w-]{0,61}[\w])?\.){1,8}[^\W\d_]{2,24}"
 EMAIL = re.compile(rf"(?<![\w.+%@-]){LOCAL}@{DOMAIN}(?![\w@])")
 # "name (at) example.org", "name[at]example[dot]org": written so that programs do not find it, which is a wish.
-AT = r"[\[({<] ?(?:at|ät|@|arroba|собака|małpa) ?[\])}>]"
+AT = r"[\[({<]{1,2} ?(?:at|ät|@|arroba|собака|małpa) ?[\])}>]{1,2}"
 VEILED_GATES = [re.compile(rf"\{sign} ?(?:[aA][tT]|ät|@|arr|соб|mał)") for sign in "([{<"]
 DOT = r"(?:\.| ?[\[({<] ?(?:dot|punkt|\.|point|punto|kropka) ?[\])}>] ?)"
 VEILED = re.compile(
