@@ -51,7 +51,7 @@ STEPS = (
     ("Parquet files", corpus.unit, "write_signatures"),
     ("Parquet files", corpus.ledger, "write_parquet"),
     ("duplicates", corpus.clean, "drop_duplicates"),
-    ("personal data", corpus.clean, "find_pii"),
+    ("personal data", corpus.clean, "remove_pii"),
 )
 
 

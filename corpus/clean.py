@@ -32,7 +32,7 @@ from corpus.engines import ENGINES, Engine, WorkerFailed, choose
 from corpus.engines.pool import LocalEngine
 from corpus.extract import PROFILES
 from corpus.limits import note_death
-from corpus.pii import find_pii, replace_spans
+from corpus.pii import remove_pii
 from corpus.repeats import LEAST_WORDS, cut_repeats, find_repeats
 from corpus.signatures import after_dedup, write_signatures
 from corpus.unit import UnitTask, clean_unit
@@ -350,11 +350,11 @@ def write_part(task: _FinalTask, progress: Any = None) -> dict[str, Any]:
                 little.add(candidate)
                 continue
             _set_text(document, cut.text)
-        spans = find_pii(document["text"], task.config.remove_pii, document["language"], document["host"])
+        language, host = document["language"], document["host"]
+        text, spans = remove_pii(document["text"], task.config.remove_pii, language, host)
         if spans:
-            found[document["record_id"]] = [(kind, document["text"][at:end]) for at, end, kind in spans]
-            pii.update(kind for _, _, kind in spans)
-            text = replace_spans(document["text"], spans)
+            found[document["record_id"]] = spans
+            pii.update(kind for kind, _ in spans)
             _set_text(document, text)
             row.update(stage="pii", rule="replaced", value=float(len(spans)))
         words[_length_bin(number)] += 1

@@ -38,7 +38,7 @@ DOTTED_QUAD = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}")
 THOUSANDS = re.compile(r"\d{1,3}(?:\.\d{3})+|\d{1,3}(?:[ \u00a0\u202f]\d{3})+|\d+\.\d+")
 # Words for telephone and fax, in lower case, in the languages of the quality rules and their neighbours.
 LABEL = re.compile(
-    r"(?P<sure>(?<![^\W\d_])(?:tel|tél|tlf|telf|fono?|ph|faxn?r?|faks|mob(?:il|iel)?|mobile|cell|handy|gsm|call|phones?"
+    r"(?P<sure>(?<!<)(?<![^\W\d_])(?:tel|tél|tlf|telf|fono?|ph|faxn?r?|faks|mob(?:il|iel)?|mobile|cell|handy|gsm|call|phones?"
     r"|kom|puh|tfn|whatsapp|zadzwoń|τηλ|φαξ|κιν|тел|моб|portable)(?![^\W\d_])"
     r"|(?:tel[eé]f[oó]n|t[eé]l[eé]phon|telefoon|tele?fax|hotline|rufnummer|infolini|komórk|freephone|textphone|тел[еé]фон"
     r"|факс|τηλ[εέ]φων|puhelin)\w{0,3}"
@@ -50,7 +50,7 @@ LABEL = re.compile(
 )
 BEFORE = 64  # characters before a number in which its label is sought
 AT = re.compile(r"[\s.:：︰)）(（/|,№-]{0,6}(?:(?:nr|no|n°|number)[\s.:：︰(（№-]{0,3})?")
-NEAR = re.compile(r"[^\d\n]{0,40}")
+NEAR = re.compile(r"[^\d\n<>]{0,40}")  # not beyond a placeholder, as not beyond the number that it stands for
 AFTER = re.compile(
     r"[ \u00a0]?[(（]?(?:phone|fax|tel(?:efon|ephone)?|mobile?|cell|voice|office|toll[- ]free)\b(?![.:]? ?[+(\d])",
     re.I,

@@ -58,8 +58,9 @@ IBAN_LENGTHS = {  # of the SWIFT IBAN registry (ISO 13616): country, characters
 CARD = re.compile(r"\d(?:[ \u00a0-]?\d){12,18}")
 CARD_GROUPS = {(4, 4, 4, 4), (4, 6, 5), (4, 4, 4, 4, 3), (4, 6, 4), (6, 13), (4, 4, 4, 1)}
 CARD_WORDS = re.compile(
-    r"(?:card|visa|mastercard|maestro|amex|american express|karte|carte|tarjeta|cart[ãa]o|karta|karty|карт|κάρτα|卡)"
-    r"[^\d\n]{0,40}$",
+    r"(?:(?<!<)card|visa|mastercard|maestro|amex|american express"
+    r"|karte|carte|tarjeta|cart[ãa]o|karta|karty|карт|κάρτα|卡)"
+    r"[^\d\n<>]{0,40}$",
     re.I,
 )
 ISSUERS = (  # first and last prefix, lengths: ISO/IEC 7812 ranges as the networks publish them
@@ -110,9 +111,23 @@ def replace_spans(text: str, spans: list[Span]) -> str:
     return "".join([*pieces, text[end:]])
 
 
+def remove_pii(
+    text: str, kinds: Collection[str] = KINDS, language: str = "", host: str = ""
+) -> tuple[str, list[tuple[str, str]]]:
+    """The text with placeholders for all that find_pii finds, until it finds no more, and what that was: (kind, text).
+
+    One round is nearly always all; a number may look otherwise once its neighbour is gone.
+    """
+    found: list[tuple[str, str]] = []
+    while spans := find_pii(text, kinds, language, host):
+        found += [(kind, text[start:end]) for start, end, kind in spans]
+        text = replace_spans(text, spans)
+    return text, found
+
+
 def replace_pii(text: str, kinds: Collection[str] = KINDS, language: str = "", host: str = "") -> str:
-    """The text with placeholders for all that find_pii finds."""
-    return replace_spans(text, find_pii(text, kinds, language, host))
+    """The text with placeholders for all personal data."""
+    return remove_pii(text, kinds, language, host)[0]
 
 
 def _emails(text: str) -> list[tuple[int, int]]:
