@@ -245,13 +245,16 @@ def main() -> None:
         languages = tuple(code for code in options.languages.split(",") if code)
         print(json.dumps(stages(options.warcs, languages, options.stages_of, options.out)))
         return
+    sys.stdout.reconfigure(line_buffering=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         warcs = [str(Path(warc).resolve()) for warc in options.warcs] or default_files(folder)
         python = environment(options.environment)
         for title, languages in POPULATIONS.items():
             print(f"{title}: {len(warcs)} files, {os.cpu_count()} cores")
-            compare(python, warcs, languages, options.repeat, folder / (languages[0] if languages else "all"))
+            here = folder / (languages[0] if languages else "all")
+            here.mkdir()
+            compare(python, warcs, languages, options.repeat, here)
         print("our stages")
         print_stages(warcs, folder)
         reading, parsing, pages = limit(warcs)
