@@ -173,11 +173,14 @@ def default_files(folder: Path) -> list[str]:
 
 
 def print_agreement(peer: dict[str, Any], mine: dict[str, Any], profile: str) -> None:
-    """How much of what each side keeps the other keeps too, and why the rest goes."""
+    """How much of what each side keeps the other keeps too, and why the rest goes. Block lists of addresses are each
+    side's own: pages that one of them drops by its address are left out."""
+    refused = {record for side in (peer, mine) for record, why in side["dropped"].items() if why[0] == "url"}
+    peer, mine = ({**side, "kept": side["kept"] - refused} for side in (peer, mine))
     both = peer["kept"] & mine["kept"]
     print(f"  of {len(peer['kept']):,} that datatrove keeps, {profile} keeps {len(both):,} "
           f"({len(both) / max(1, len(peer['kept'])):.1%}); of {len(mine['kept']):,} that {profile} keeps, datatrove "
-          f"keeps {len(both) / max(1, len(mine['kept'])):.1%}")  # fmt: skip
+          f"keeps {len(both) / max(1, len(mine['kept'])):.1%} ({len(refused)} left out by address)")  # fmt: skip
     unread = ("read", "not read (charset, type)")
     for title, ids, why in (
         (f"{profile} drops", peer["kept"] - both, mine["dropped"]),

@@ -25,7 +25,7 @@ MEANINGS = {
     "not_a_record": "Bytes between two records that are no record.",
     "no_pages": "The file holds no page at all.",
     # url
-    "not_a_web_address": "The URL is not http, https or ftp, or has no host.",
+    "not_a_web_address": "The URL is not http, https or ftp, or has no host, and the record is not HTML.",
     "blocked_domain": "The domain is on the block list.",
     "blocked_word": "A word of the URL is on the list that drops a page at once.",
     "suspect_words": "Two words of the URL are on the list of suspects.",

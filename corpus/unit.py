@@ -160,7 +160,8 @@ def judge_record(
     if ended:
         return ended, None
     rejected = urls.reject(record.url)
-    if rejected:
+    # An HTML page is one under whatever name it was archived; DNS answers and crawl logs are not.
+    if rejected and not (rejected[0] == "not_a_web_address" and record.kind == "html"):
         return Ended(ledger.DROPPED, "url", rejected[0], detail=rejected[1]), None
     try:
         ended = _foreign(record, config)

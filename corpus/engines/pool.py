@@ -75,6 +75,17 @@ PROGRAM = (
 )
 
 
+class NoPandas:
+    """Stands first among the finders of modules. pyarrow loads pandas, a third of a second in every worker, only to
+    ask whether what it is given is pandas'; it goes on without where there is none."""
+
+    @staticmethod
+    def find_spec(name: str, *_: Any) -> None:
+        """Find nothing, and refuse pandas."""
+        if name == "pandas":
+            raise ImportError("A worker of corpus/engines/pool.py does without pandas.")
+
+
 def work(socket_number: int, parent: int) -> None:
     """The life of a worker: receive a function, then tasks; send back progress and results."""
     die_with_parent(parent)
@@ -82,6 +93,7 @@ def work(socket_number: int, parent: int) -> None:
         resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1])
     )  # no core files
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    sys.meta_path.insert(0, NoPandas)
     connection = Connection(socket_number)
     function = connection.recv()
     while True:
