@@ -132,7 +132,10 @@ def up(
 def clean(
     files: Annotated[list[str], typer.Argument(metavar="WARC…", help="WARC, ARC or WET files, or globs.")],
     out_dir: Annotated[
-        Path, typer.Option("--out", help="Folder for documents/, ledger/, signatures/ and stats.json.")
+        Path,
+        typer.Option(
+            "--out", help="Folder for documents/, ledger/, signatures/, stats.json and report.html."
+        ),
     ],
     languages: Annotated[str, typer.Option(help="Languages to keep, by comma; empty keeps all.")] = "en",
     workers: Annotated[int | None, typer.Option(help="Processes (default: one a core).")] = None,
@@ -461,6 +464,7 @@ def _show_demo() -> None:
     out.print(
         f"plots                 {plots}\n"
         "the report            data/eval_reports/report.md\n"
+        "what was dropped      reports/cleaned_corpus/sample.html\n"
         "see it all            make ui\n"
         "talk with it          .venv/bin/stemma chat\n"
         "check the tree        .venv/bin/stemma audit rl_model\n"

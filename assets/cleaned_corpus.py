@@ -25,12 +25,10 @@ def cleaned_corpus(run: StageRun) -> Evidence:
     """
     from corpus.clean import CleanConfig, clean_crawl
     from corpus.crawl import read_manifest
-    from corpus.html_report import REPORTS, write_report
     from corpus.ledger import check_conservation, document_dataset
     from corpus.pii import find_pii
     from corpus.plots import plot_contents, plot_funnel
-    from corpus.report import markdown, samples_markdown
-    from corpus.samples import draw
+    from corpus.report import markdown
 
     crawl = run.inputs["raw_crawl"]
     files = read_manifest(crawl)
@@ -56,14 +54,13 @@ def cleaned_corpus(run: StageRun) -> Evidence:
         for row in batch.to_pylist()
         if find_pii(row["text"], config.remove_pii, row["language"], row["host"])
     ]
-    drawn = draw(run.out)
-    report = write_report(run.out, sources, run.root / REPORTS / f"{run.partition}.html", drawn=drawn)
+    dropped_pages, report = _pages_to_look_at(run, sources)
     return Evidence(
         numbers={**counts, "words": stats.words, "bytes": stats.bytes},
         plot=plot_funnel(stats),
         more_plots={"languages_hosts_lengths": plot_contents(stats)},
-        tables={"funnel": markdown(stats), "dropped_pages": samples_markdown(drawn[0])},
-        files={"report": str(report.relative_to(run.root))},
+        tables={"funnel": markdown(stats), "dropped_pages": dropped_pages},
+        files={"report": report},
         checks={
             "nothing_vanishes": counts["records"] == counts["kept"] + counts["dropped"] + counts["failed"],
             "not_empty": counts["kept"] > 0,
@@ -75,3 +72,23 @@ def cleaned_corpus(run: StageRun) -> Evidence:
             "no_personal_data": f"{len(leaks):,} documents with personal data left {leaks[:3] or ''}",
         },
     )
+
+
+def _pages_to_look_at(run: StageRun, sources: dict[str, str]) -> tuple[str, str]:
+    """The drawn pages as Markdown, and the path of the HTML report. That it cannot be drawn is no reason to throw
+    a corpus away."""
+    from corpus.html_report import REPORTS, write_report
+    from corpus.report import samples_markdown
+    from corpus.samples import draw
+
+    path, drawn = REPORTS / f"{run.partition}.html", draw(run.out)
+    try:
+        write_report(run.out, sources, run.root / path, drawn=drawn)
+    except (OSError, RuntimeError) as error:
+        run.context.log.warning(
+            "%s was not drawn: %s Mend that and ask for it with: stemma corpus report %s",
+            path,
+            error,
+            run.partition,
+        )
+    return samples_markdown(drawn[0]), str(path)
