@@ -290,10 +290,11 @@ def _warc_header(stream: ArchiveStream) -> tuple[_Raw, int | None]:
 
 
 def _raw_of(fields: dict[str, str]) -> _Raw:
+    url = fields.get("warc-target-uri", "")
     return _Raw(
         warc_type=fields.get("warc-type", "").lower(),
         record_id=fields.get("warc-record-id", "").strip("<>"),
-        url=fields.get("warc-target-uri", "").removeprefix("<").removesuffix(">"),
+        url=url[1:-1] if url[:1] + url[-1:] == "<>" else url,  # WARC 1.0 puts it in angle brackets
         date=fields.get("warc-date", ""),
         content_type=fields.get("content-type", ""),
         digest=fields.get("warc-block-digest", ""),

@@ -326,3 +326,11 @@ def test_random_damage_never_crashes_and_places_stay_inside_the_file(tmp_path):
         found = read(written(tmp_path, bytes(data)))
         assert found and len({r.record_id for r in found}) == len(found)
         assert all(r.warc_length >= 0 <= r.warc_offset <= len(data) - r.warc_length for r in found)
+
+
+@pytest.mark.parametrize("shown", ["http://a.example/?q=<b>", "<http://a.example/?q=<b>>"])
+def test_only_a_pair_of_angle_brackets_is_taken_off_an_address(tmp_path, shown):
+    """WARC 1.0's grammar writes <uri>, WARC 1.1's uri; an address may end in a bracket of its own."""
+    data = pages(1)[0].replace(b"http://a.example/0", shown.encode())
+    (found,) = read(written(tmp_path, data, "a.warc"))
+    assert found.url == "http://a.example/?q=<b>"
