@@ -105,7 +105,7 @@ def _look_up(name: str, context: Any) -> Any:
 def _fill(value: Any, context: Mapping[str, Any]) -> Any:
     """Replace ${name} everywhere in a piece of dvc.yaml."""
     if isinstance(value, Mapping):
-        return {key: _fill(item, context) for key, item in value.items()}
+        return {_fill(key, context): _fill(item, context) for key, item in value.items()}
     if isinstance(value, list):
         return [_fill(item, context) for item in value]
     if not isinstance(value, str):
