@@ -42,6 +42,7 @@ from corpus.words import Words
 __all__ = ["CleanConfig", "CleanStats", "CleaningFailed", "TooManyFailures", "clean_crawl"]
 
 CODE = [
+    "blocks",
     "charset",
     "classifier",
     "config",
@@ -56,6 +57,8 @@ CODE = [
     "measures",
     "phones",
     "pii",
+    "prose",
+    "prose_trees",
     "quality",
     "signatures",
     "stream",
@@ -67,6 +70,7 @@ CODE = [
 ]
 LIBRARIES = (
     "resiliparse",
+    "selectolax",
     "trafilatura",
     "webencodings",
     "fastwarc",

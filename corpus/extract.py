@@ -1,43 +1,39 @@
-"""The main text of a page: resiliparse's reading of the page, then the best run of prose lines in it.
+"""The main text of a page, by one of two profiles.
 
-Bytes are decoded as a browser would (byte order mark, HTTP charset, meta tag, then a guess). resiliparse leaves out
-scripts, navigation and comments by their markup; the lines that remain are scored, prose for and links, menus and
-boilerplate against, and the run of lines with the highest sum is the text (maximum subsequence segmentation,
-Pasternack & Roth, "Extracting article text from the web", WWW 2009). The page's h1 comes first.
+fast      our own: Lexbor's parse, a walk over its tree (blocks.py), and small fitted trees that say which lines are
+          text (prose.py). The page's heading comes first. How well and how quickly: docs/extraction.md.
+faithful  trafilatura, called as FineWeb's chain calls it (faithful.py).
+
+Text that somebody else took out of its page (WET) has no markup to judge by: of its lines the best run of prose is
+taken (maximum subsequence segmentation, Pasternack & Roth, "Extracting article text from the web", WWW 2009).
 """
 
-import html
-import re
-import unicodedata
 from dataclasses import dataclass
 
+import numpy as np
+
+from corpus.blocks import HEADINGS, Line, Page, normalize_line
 from corpus.charset import decode
-from corpus.words import CJK
+from corpus.prose import Trees, half_words, scores
 
-TAG = re.compile(r"<[^>]*>")
-LINK = re.compile(r"<a\b[^>]*>(.*?)</a>")
-BLOCK = re.compile(r"\s*<(h[1-6]|p|li|pre)\b")
-CJK_SIGN = re.compile(f"[{CJK}]")
 PROFILES = ("fast", "faithful")
-SPACE = re.compile(r"\s+")
-INVISIBLE = re.compile(
-    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufffd]"
-)
-SENTENCE_END = tuple(".!?…。！？\"”»'’:;)")
+# Fitted on half of the sites and kept: see benchmarks/fit_extraction.py.
+TEXT = -800  # a line that scores more is text (thousandths of log odds)
+ASTRAY = 700  # so much more must a line score that stands away from most of the text:
+APART = 6  # lines between it and the rest
+RELUCTANT = (
+    1000,
+    -3000,
+)  # where nearly nothing scores so: a line near the best one, if that is no worse than this
+NEARLY_NOTHING = 0.2  # of the signs of a page's prose
+PROSE_CHARS = 60  # in a line of prose
+TITLE_ABOVE = 4  # lines; a heading so near above the text is its title
 
-# Scores of lines, in words of prose. Chosen by hand on real pages in five languages; benchmark: tests and docs.
+# Scores of plain lines, in words of prose. Chosen by hand on real pages in five languages.
 PROSE_CAP = 60  # a long paragraph cannot outweigh everything around it
-HEADING, SHORT, NOT_PROSE, LINKED, MENU = -2, -6, -3, -8, -12
+SHORT, NOT_PROSE, MENU = -6, -3, -12
 SHORT_LINE, LONG_LINE = 10, 18  # words
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A block of a page: its kind ('h1'..'h6', 'p', 'li', 'pre', 'text'), text, and characters inside links."""
-
-    kind: str
-    text: str
-    linked: int = 0
+SENTENCE_END = tuple(".!?…。！？\"”»'’:;)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,115 +55,87 @@ def extract_text(html: bytes, url: str | None = None, profile: str = "fast") -> 
 
 def extract_page(data: bytes, charset: str | None = None, profile: str = "fast") -> MainText:
     """As extract_text, with the charset of the HTTP header if there was one, and the title told apart."""
-    page = decode(data, charset)
+    if profile == "fast":
+        return main_text(Page(decode(data, charset)))
     if profile == "faithful":
         from corpus.faithful import faithful_text
 
-        return MainText(faithful_text(page), None)
-    if profile != "fast":
-        raise ValueError(
-            f"There is no extraction profile '{profile}'. The profiles are: {', '.join(PROFILES)}."
-        )
-    found = main_text(parse_blocks(_markup(page, main_content=True)))
-    # Unclosed tags can put all of a page inside its menu, which resiliparse leaves out; then the lines alone decide.
-    return found if found.text else main_text(parse_blocks(_markup(page, main_content=False)))
+        return MainText(faithful_text(decode(data, charset)), None)
+    raise ValueError(f"There is no extraction profile '{profile}'. The profiles are: {', '.join(PROFILES)}.")
 
 
-def _markup(page: str, main_content: bool) -> str:
-    """resiliparse's minimal HTML of a page."""
-    from resiliparse.extract.html2text import extract_plain_text
+def main_text(page: Page, trees: Trees | None = None) -> MainText:
+    """The lines of a page that are its text, its title before them; judged by other trees than ours, if given."""
+    chosen = _chosen(page.lines, *scores(page, trees))
+    if not chosen:
+        return MainText("", None)
+    text = [page.lines[at].text for at in chosen]
+    title = _title(page.lines, chosen[0])
+    if title and title != text[0]:
+        text.insert(0, title)
+    return MainText("\n".join(text), title)
 
-    return extract_plain_text(
-        page,
-        preserve_formatting="minimal_html",
-        main_content=main_content,
-        links=True,
-        alt_texts=False,
-        comments=False,
-        post_meta=False,
+
+def _chosen(lines: list[Line], maybe: list[int], score: np.ndarray) -> list[int]:
+    """The numbers of the lines that are text."""
+    scored = list(zip(maybe, score.tolist(), strict=True))
+    found = [(at, s) for at, s in scored if s > TEXT]
+    prose = [(at, s) for at, s in scored if len(lines[at].text) > PROSE_CHARS]
+    if prose and _chars(lines, found) < NEARLY_NOTHING * _chars(lines, prose):
+        least = min(TEXT, max(max(s for _, s in prose) - RELUCTANT[0], RELUCTANT[1]))
+        found = [(at, s) for at, s in scored if s > least]
+    if not found:
+        return []
+    groups = [[found[0]]]
+    for line, before in zip(found[1:], found, strict=False):
+        if line[0] - before[0] > APART:
+            groups.append([])
+        groups[-1].append(line)
+    main = max(
+        groups, key=lambda group: sum(len(lines[at].text) * min(max(s - TEXT, 100), 3000) for at, s in group)
     )
+    return [at for group in groups for at, s in group if group is main or s > TEXT + ASTRAY]
 
 
-def normalize_line(line: str) -> str:
-    """One line with single spaces, composed characters (NFC) and nothing invisible."""
-    if not line.isascii():
-        line = unicodedata.normalize("NFC", line)
-    return SPACE.sub(" ", INVISIBLE.sub("", line)).strip()
+def _chars(lines: list[Line], some: list[tuple[int, int]]) -> int:
+    return sum(len(lines[at].text) for at, _ in some)
+
+
+def _title(lines: list[Line], start: int) -> str | None:
+    """The heading that the text begins with; else the last h1 above it; else another heading right above it."""
+    if lines[start].kind in HEADINGS:
+        return lines[start].text
+    for line in reversed(lines[:start]):
+        if line.kind == "h1":
+            return line.text
+    near = [line.text for line in lines[max(0, start - TITLE_ABOVE) : start] if line.kind in ("h2", "h3")]
+    return near[-1] if near else None
 
 
 def plain_text(data: bytes, charset: str | None = None) -> MainText:
-    """Text that was extracted elsewhere (WET): the same choice of lines, without markup to help."""
-    lines = map(normalize_line, decode(data, charset).split("\n"))
-    return main_text([Line("text", line) for line in lines if line])
+    """Of text that was extracted elsewhere (WET), the run of lines with the highest sum of scores; no title."""
+    lines = [line for line in map(normalize_line, decode(data, charset).split("\n")) if line]
+    start, stop = _best_run([_plain_score(line) for line in lines])
+    return MainText("\n".join(lines[start:stop]), None)
 
 
-def parse_blocks(markup: str) -> list[Line]:
-    """Lines of resiliparse's minimal HTML, in order, with their kind and how much of each is links."""
-    lines: list[Line] = []
-    open_block = None
-    for raw in markup.split("\n"):
-        if not raw:
-            continue
-        start = BLOCK.match(raw)
-        kind = start.group(1) if start else open_block or "text"
-        if kind != "text":
-            open_block = None if f"</{kind}>" in raw else kind
-        linked = sum(len(TAG.sub("", inner).strip()) for inner in LINK.findall(raw)) if "<a" in raw else 0
-        text = normalize_line(html.unescape(TAG.sub("", raw)))
-        if text:
-            lines.append(Line(kind, text, linked))
-    return lines
-
-
-def main_text(lines: list[Line]) -> MainText:
-    """The run of lines with the highest sum of scores, with the heading before it as title."""
-    start, stop = best_run([score(line) for line in lines])
-    if start == stop:
-        return MainText("", None)
-    title = _title(lines, start, stop)
-    body = [line.text for line in lines[start:stop] if line.linked <= 0.8 * len(line.text)]
-    if title and title in body[:1]:
-        body = body[1:]
-    return MainText("\n".join([title, *body] if title else body), title)
-
-
-def _title(lines: list[Line], start: int, stop: int) -> str | None:
-    """The last h1 before the text or on its first line; else a heading at most four lines above it."""
-    if lines[start].kind == "h1":
-        return lines[start].text
-    before = [line for line in lines[:start] if line.kind == "h1"]
-    near = [line for line in lines[max(0, start - 4) : start] if line.kind in ("h2", "h3")]
-    chosen = before[-1:] or near[-1:]
-    return chosen[0].text if chosen else None
-
-
-def score(line: Line) -> float:
+def _plain_score(text: str) -> float:
     """How much a line looks like running text: words of prose, or a penalty."""
-    text, size = line.text, len(line.text)
-    if line.kind[0] == "h":
-        return HEADING
-    if line.kind == "pre":
-        return 0
     if "|" in text or "©" in text:
         return MENU
-    if line.linked > 0.5 * size:
-        return LINKED
-    words = len(text.split()) + (0 if text.isascii() else 0.5 * len(CJK_SIGN.findall(text)))
-    ends = text.endswith(SENTENCE_END)
+    words, ends = half_words(text) / 2, text.endswith(SENTENCE_END)
     if words < SHORT_LINE:
         return SHORT + 4 * ends
-    if ends or line.kind == "p":
-        return min(PROSE_CAP, words * (1 - line.linked / size))
-    if words >= LONG_LINE:
-        return min(PROSE_CAP, 0.5 * words * (1 - line.linked / size))
-    return NOT_PROSE
+    if ends:
+        return min(PROSE_CAP, words)
+    return min(PROSE_CAP, 0.5 * words) if words >= LONG_LINE else NOT_PROSE
 
 
-def best_run(scores: list[float]) -> tuple[int, int]:
-    """[start, stop) of the run with the highest sum; (0, 0) where no score is above zero."""
+def _best_run(values: list[float]) -> tuple[int, int]:
+    """[start, stop) of the run with the highest sum; (0, 0) where no value is above zero."""
     best, span = 0.0, (0, 0)
     total, start = 0.0, 0
-    for at, value in enumerate(scores):
+    for at, value in enumerate(values):
         if total <= 0:
             total, start = 0.0, at
         total += value

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from corpus.config import CleanConfig
-from corpus.extract import extract_page, extract_text, main_text, parse_blocks, plain_text
+from corpus.extract import extract_page, extract_text, plain_text
 from corpus.truth import word_f1
 
 PARAGRAPH = "The old mill stands at the bend of the river, where the road from the village meets the bridge. "
@@ -39,12 +39,6 @@ def test_markup_signs_in_the_text_survive():
     page = f"<main><h1>A &lt; B</h1><p>{PARAGRAPH} Use &lt;b&gt; &amp; go on.</p></main>"
     text = extract_text(page.encode())
     assert text.startswith("A < B\n") and text.endswith("Use <b> & go on.")
-
-
-def test_the_best_run_of_lines_is_chosen_not_every_long_line():
-    prose = f"<p>{PARAGRAPH}</p>\n"
-    markup = prose + "<p>x</p>\n" * 12 + prose * 3
-    assert len(main_text(parse_blocks(markup)).text.split("\n")) == 3
 
 
 def test_plain_text_goes_the_same_way():

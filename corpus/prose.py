@@ -1,0 +1,259 @@
+"""Which lines of a page are its main text: some forty numbers about each line, its neighbours and its boxes, judged
+by small trees.
+
+The trees are oblivious (every level of a tree asks one question of all lines: Prokhorenkova et al. 2018,
+arXiv 1706.09516) and were fitted by benchmarks/fit_extraction.py, which says on what and how well they do on sites
+that they have not seen. Their answers are whole numbers and the features are counts and ratios of counts, so that a
+page gives the same text on every machine.
+"""
+
+import re
+from functools import cache
+
+import numpy as np
+
+from corpus.blocks import BIT, HEADINGS, HINTS, PERIPHERAL, Box, Line, Page
+from corpus.words import CJK
+
+CJK_SIGN = re.compile(f"[{CJK}]")
+NOT_LETTERS = re.compile(r"[\W\d_]+")
+DIGIT = re.compile(r"\d")
+BRACKET = re.compile(r"[|»›→•·©/@]")
+# Words of the web's furniture that most languages share, or that are common in their own.
+_FURNITURE = """
+copyright rights reserved cookie cookies javascript newsletter facebook twitter whatsapp instagram youtube linkedin
+pinterest telegram email mail rss login logout subscribe subscription share tweet like abonnieren abonnez pdf http https
+www comment comments kommentar kommentare komentarz komentarze comentarios commentaires weiterlesen foto photo image
+tags posted privacy advertisement anzeige werbung reklama publicidad click download print drucken источник фото
+комментарии комментариев реклама читайте подробнее версия ссылка σχόλια 评论 来源 编辑 责任编辑 版权 转载 分享
+"""
+FURNITURE = frozenset(_FURNITURE.split())
+ENDS = tuple(".!?…。！？\"”»’'):;」")
+KINDS = {kind: number for number, kinds in enumerate((
+    ("div", "section", "body", "article"), ("p",), ("li", "dd", "dt"), ("td", "th"), ("tr",), ("pre",),
+    ("blockquote",), tuple(sorted(HEADINGS)), ("figcaption", "caption"),
+)) for kind in kinds}  # fmt: skip
+PROSE = 20  # half words; a line of fewer is no prose
+LINKED = 0.8  # a line with more of it inside links is never text
+NEAR = 20  # lines; farther is far
+AT_ONCE = 2048  # lines; bounds the memory that a page of many lines takes
+HOME = 0.55  # of a page's prose; the innermost box with more of it is the text's home
+
+MUCH = 0.25  # of a page's prose; a box with more of it that calls itself the content is not the page's rim
+CENTRAL = BIT["content"] | BIT["article"] | BIT["main"]
+
+LINE_FEATURES = (
+    "chars", "linked", "links", "kind", "heading", "ends", "commas", "digits", "brackets", "capital",
+    "furniture", "in_title", "repeats",
+)  # fmt: skip
+PLACE_FEATURES = (
+    "depth_in_home", "prose_1", "prose_2", "prose_3", "linked_0", "linked_1", "linked_2",
+    "lines_1", "chars_a_line_1", "like_prose", "like_words", "like_linked",
+)  # fmt: skip
+NEIGHBOUR_FEATURES = (
+    "prose", "prose_above", "prose_near", "prose_around", "after_first", "before_last", "after_h1",
+    "linked_before", "linked_after", "words_before", "words_after", "kind_before", "kind_after", "page_linked",
+    "page_prose", "page_proses",
+)  # fmt: skip
+FEATURES = (*LINE_FEATURES, *PLACE_FEATURES, *NEIGHBOUR_FEATURES, *HINTS)
+_HINT_BITS = np.array([BIT[name] for name in HINTS], dtype=np.int64)[:, None]
+
+
+def half_words(text: str) -> int:
+    """Twice the words of a line; a sign of Chinese or Japanese is half a word."""
+    spaced = 2 * text.count(" ") + 2
+    return spaced if text.isascii() else spaced + len(CJK_SIGN.findall(text))
+
+
+Trees = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def scores(page: Page, trees: Trees | None = None) -> tuple[list[int], np.ndarray]:
+    """The numbers of the lines that may be text, and how much each looks like it, in thousandths of log odds."""
+    maybe, table = features(page)
+    return maybe, judge(table, trees or _fitted())
+
+
+def judge(table: np.ndarray, trees: Trees) -> np.ndarray:
+    """The trees' answers, (lines,) int64, from the features, (FEATURES, lines)."""
+    asked, thresholds, answers, offsets = trees
+    depth, total = len(asked) // len(offsets), []
+    for start in range(0, table.shape[1], AT_ONCE):
+        part = table[:, start : start + AT_ONCE]
+        yes = (part[asked] > thresholds).reshape(len(offsets), depth, -1)
+        leaf = offsets + yes[:, 0]
+        for level in range(1, depth):
+            leaf += yes[:, level].astype(np.int64) << level
+        total.append(answers[leaf].sum(axis=0))
+    return np.concatenate(total) if total else np.zeros(0, np.int64)
+
+
+@cache
+def _fitted() -> Trees:
+    from corpus.prose_trees import MODEL
+
+    return prepare(MODEL)
+
+
+def prepare(model: dict) -> Trees:
+    """Features asked and thresholds, tree by tree and level by level; all leaves' answers; where each tree's begin."""
+    if model["features"] != list(FEATURES):
+        raise RuntimeError(
+            "corpus/prose_trees.py was fitted for other features. Run benchmarks/fit_extraction.py --write."
+        )
+    asked = np.array([[FEATURES.index(name) for name, _ in tree["asks"]] for tree in model["trees"]])
+    thresholds = np.array([[at for _, at in tree["asks"]] for tree in model["trees"]])
+    answers = np.array([tree["answers"] for tree in model["trees"]])
+    answers[0] += model["bias"]
+    offsets = np.arange(len(answers))[:, None] * answers.shape[1]
+    return asked.ravel(), thresholds.astype(np.float32).reshape(-1, 1), answers.ravel(), offsets
+
+
+def features(page: Page) -> tuple[list[int], np.ndarray]:
+    """The numbers of the lines that may be text, and their features, (FEATURES, lines) float32."""
+    lines = page.lines
+    words, alike = _measure(page)
+    maybe = [
+        i
+        for i, x in enumerate(lines)
+        if x.linked <= LINKED * len(x.text) and x.kind not in ("button", "label")
+    ]
+    if not maybe:
+        return [], np.zeros((len(FEATURES), 0), np.float32)
+    title, seen, places = page.title.lower(), {}, {}
+    for line in lines:
+        seen[line.text] = seen.get(line.text, 0) + 1
+    total = max(1, page.boxes[0].prose)
+    rows, hints = [], []
+    for i in maybe:
+        line = lines[i]
+        box = line.box
+        place = places.get(box)
+        if place is None:
+            place = places[box] = _place(box, alike, total)
+        rows.append(_of_line(line, words[i], title, seen[line.text]) + place)
+        hints.append(box.hints)
+    own = np.array(rows, dtype=np.float32).T
+    flags = (np.array(hints, dtype=np.int64) & _HINT_BITS) != 0
+    return maybe, np.concatenate([own, _neighbours(lines, words)[:, maybe], flags], dtype=np.float32)
+
+
+def _measure(page: Page) -> tuple[list[int], dict]:
+    """Count text into the boxes and pass their hints on. Returns each line's half words, and counts by kind of box.
+
+    Boxes of one kind have the same tag, class and parent's class: [lines, half words, characters, linked, prose].
+    """
+    words, alike = [], {}
+    for line in page.lines:
+        box, n, size, linked = line.box, half_words(line.text), len(line.text), line.linked
+        words.append(n)
+        prose = n if n >= PROSE and linked * 2 < size else 0
+        box.lines += 1
+        box.chars += size
+        box.linked += linked
+        box.prose += prose
+        kind = (box.tag, box.name, box.parent and box.parent.name)
+        like = alike.get(kind)
+        if like is None:
+            like = alike[kind] = [0, 0, 0, 0, 0]
+        like[0] += 1
+        like[1] += n
+        like[2] += size
+        like[3] += linked
+        like[4] += prose
+    for box in reversed(page.boxes):
+        parent = box.parent
+        if parent is not None and box.lines:
+            parent.lines += box.lines
+            parent.chars += box.chars
+            parent.linked += box.linked
+            parent.prose += box.prose
+    total = page.boxes[0].prose if page.boxes else 0
+    most, much = HOME * total, MUCH * total
+    for box in page.boxes:
+        parent = box.parent
+        if parent is not None:
+            hints = box.hints
+            if box.prose > most:  # such boxes stand in one another: the last is the innermost
+                hints &= ~PERIPHERAL
+                box.home = 0
+            else:
+                if box.prose > much and hints & CENTRAL and not hints & BIT["comment"]:
+                    hints &= ~PERIPHERAL
+                if parent.home is not None:
+                    box.home = parent.home + 1
+            box.hints = hints | parent.hints
+        else:
+            box.home = 0
+    return words, alike
+
+
+def _of_line(line: Line, words: int, title: str, repeats: int) -> tuple:
+    text = line.text
+    size = len(text)
+    lower = text[:200].lower()
+    return (
+        size,
+        line.linked / size,
+        line.links,
+        KINDS.get(line.kind, 0),
+        int(line.kind[1]) if line.kind in HEADINGS else 0,
+        text.endswith(ENDS),
+        (text.count(",") + text.count("，") + text.count("、")) / words,
+        len(DIGIT.findall(text[:100])) / min(size, 100),
+        len(BRACKET.findall(text[:100])),
+        text[0].isupper(),
+        words < 60 and not FURNITURE.isdisjoint(NOT_LETTERS.split(lower)),
+        10 < size < 200 and lower in title,
+        repeats,
+    )
+
+
+def _place(box: Box, alike: dict, total: int) -> tuple:
+    one = box.parent or box
+    two = one.parent or one
+    three = two.parent or two
+    lines, words, chars, linked, prose = alike[box.tag, box.name, box.parent and box.parent.name]
+    return (
+        -1 if box.home is None else box.home,
+        one.prose / total,
+        two.prose / total,
+        three.prose / total,
+        box.linked / box.chars,
+        one.linked / one.chars,
+        two.linked / two.chars,
+        one.lines,
+        one.chars / one.lines,
+        prose / total,
+        words / lines,
+        linked / chars,
+    )
+
+
+def _neighbours(lines: list[Line], half: list[int]) -> np.ndarray:
+    """NEIGHBOUR_FEATURES of all lines, (features, lines)."""
+    n = len(lines)
+    words = np.array(half, dtype=np.int64)
+    size = np.array([len(line.text) for line in lines], dtype=np.int64)
+    links = np.array([line.linked for line in lines], dtype=np.int64)
+    kinds = np.array([-1, -1, *[KINDS.get(line.kind, 0) for line in lines], -1], dtype=np.int64)[1:]
+    linked = links / size
+    prose = np.where((words >= PROSE) & (links * 2 < size), words, 0)
+    above = np.zeros(n + 1, dtype=np.int64)
+    np.cumsum(prose, out=above[1:])
+    total = max(1, int(above[-1]))
+    at = np.arange(n)
+    full = np.flatnonzero(prose)
+    first, last = (full[0], full[-1]) if len(full) else (n, -1)
+    h1 = next((i for i, line in enumerate(lines) if line.kind == "h1"), n)
+    near = above[np.minimum(at + 4, n)] - above[np.maximum(at - 3, 0)] - prose
+    around = above[np.minimum(at + 9, n)] - above[np.maximum(at - 8, 0)] - prose
+    linked_by = np.concatenate(([-1.0], linked, [-1.0]))
+    words_by = np.concatenate(([-1], words, [-1]))
+    ones = np.ones(n)
+    return np.stack([
+        prose / total, above[:-1] / total, near, around,
+        np.clip(at - first, -NEAR, NEAR), np.clip(last - at, -NEAR, NEAR), np.clip(at - h1, -NEAR, NEAR),
+        linked_by[:-2], linked_by[2:], words_by[:-2], words_by[2:], kinds[:-2], kinds[2:],
+        ones * (int(links.sum()) / int(size.sum())), ones * total, ones * len(full),
+    ])  # fmt: skip
