@@ -16,6 +16,8 @@ INVISIBLE = re.compile(
 HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6"))
 CELLS = frozenset(("td", "th"))
 BUTTONS = frozenset(("button", "label"))
+NAME_CHARS = 200  # of a class attribute or an id that are looked at
+TITLE_CHARS = 500
 CELL_CHARS = 120  # a longer cell is part of a layout, not of a table of data
 HINT_WORDS = (  # hint: words in a class name or an id that say so, as patterns over one word of letters
     ("nav", r"nav|menu|crumb|pagina|pager|^tabs?$|^skip|categor|topic"),
@@ -116,7 +118,7 @@ class Line:
 def name_hints(name: str) -> int:
     """What class names or an id say, as bits of HINTS."""
     hints = 0
-    for word in _WORD.findall(_CAMEL.sub(" ", name[:200]).lower()):
+    for word in _WORD.findall(_CAMEL.sub(" ", name).lower()):
         hints |= _word_hints(word)
     return hints
 
@@ -145,7 +147,7 @@ class Page:
         tree = LexborHTMLParser(html)
         head = tree.head
         title = head.css_first("title") if head else None
-        self.title = normalize_line(title.text()) if title else ""
+        self.title = normalize_line(title.text()[:TITLE_CHARS]) if title else ""
         if tree.body:
             self._walk(tree.body)
             self.lines = _join_cells(self.lines)
@@ -223,13 +225,13 @@ def _named(node, tag: str, parent: Box) -> Box:
         return Box(tag, parent, hints, None)
     name, own = attributes.get("class"), attributes.get("id")
     if name:
-        hints |= name_hints(name)
+        hints |= name_hints(name[:NAME_CHARS])
     if own:
-        hints |= name_hints(own)
+        hints |= name_hints(own[:NAME_CHARS])
     style = attributes.get("style")
     if "hidden" in attributes or (style and _UNSEEN.search(style)):
         hints |= BIT["unseen"]
-    return Box(tag, parent, hints, name)
+    return Box(tag, parent, hints, name and name[:NAME_CHARS])
 
 
 def _plain(tag: str, parent: Box) -> Box:
