@@ -156,8 +156,8 @@ def clean(
     """Clean crawl files into text, by themselves: no Dagster, no DVC, just files in and files out."""
     from corpus.clean import CleanConfig, clean_crawl
     from corpus.crawl import find_files
-    from corpus.html_report import write_report
-    from corpus.report import print_funnel
+    from corpus.report.html_page import write_report
+    from corpus.report.summary import print_funnel
 
     with _plain_errors():
         if out_dir.exists() and any(out_dir.iterdir()):
@@ -235,8 +235,8 @@ def simulate(
     as_json: Json = False,
 ) -> None:
     """Say how many documents another threshold would change, from the ledger alone: no crawl is read again."""
-    from corpus.simulate import print_simulation
-    from corpus.simulate import simulate as ask
+    from corpus.rules.simulate import print_simulation
+    from corpus.rules.simulate import simulate as ask
 
     with _plain_errors():
         try:
@@ -340,7 +340,7 @@ def corpus_report(
     crawl: Annotated[str | None, typer.Argument(help="A crawl of params.yaml (default: every one).")] = None,
 ) -> None:
     """Draw what became of a crawl as one HTML page: the funnel, hosts, languages, twenty dropped pages a rule."""
-    from corpus.html_report import report_of
+    from corpus.report.html_page import report_of
 
     with _plain_errors():
         cleaned = ROOT / "data" / "cleaned_corpus"

@@ -27,8 +27,8 @@ def cleaned_corpus(run: StageRun) -> Evidence:
     from corpus.crawl import read_manifest
     from corpus.ledger import check_conservation, document_dataset
     from corpus.pii import find_pii
-    from corpus.plots import plot_contents, plot_funnel
-    from corpus.report import markdown
+    from corpus.report.plots import plot_contents, plot_funnel
+    from corpus.report.summary import markdown
 
     crawl = run.inputs["raw_crawl"]
     files = read_manifest(crawl)
@@ -77,9 +77,9 @@ def cleaned_corpus(run: StageRun) -> Evidence:
 def _pages_to_look_at(run: StageRun, sources: dict[str, str]) -> tuple[str, str]:
     """The drawn pages as Markdown, and the path of the HTML report. That it cannot be drawn is no reason to throw
     a corpus away."""
-    from corpus.html_report import REPORTS, write_report
-    from corpus.report import samples_markdown
-    from corpus.samples import draw
+    from corpus.report.html_page import REPORTS, write_report
+    from corpus.report.samples import draw
+    from corpus.report.summary import samples_markdown
 
     path, drawn = REPORTS / f"{run.partition}.html", draw(run.out)
     try:

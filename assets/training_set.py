@@ -20,8 +20,8 @@ def training_set(run: StageRun) -> Evidence:
     away. `ledger/` names them, each with the reason; `matches.parquet` which document covers which example of which
     evaluation set; `examples.parquet` everything that was looked for.
     """
-    from corpus.across import find_across
     from corpus.config import CleanConfig
+    from corpus.dedup.across import find_across
     from corpus.engines.pool import default_workers
     from evals.contamination import DecontaminationConfig, leave_out
     from evals.sets import examples

@@ -30,8 +30,8 @@ import pyarrow as pa
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from corpus.config import CleanConfig
-from corpus.dedup import NEAR, Gone, find_duplicates
-from corpus.signatures import SignatureFiles, signature_schema, write_signatures
+from corpus.dedup.duplicates import NEAR, Gone, find_duplicates
+from corpus.dedup.signatures import SignatureFiles, signature_schema, write_signatures
 
 PAGES_A_FILE = 200_000
 COPIES = 0.25  # of all pages

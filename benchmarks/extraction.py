@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from corpus.charset import decode
+from corpus.extraction.charset import decode
 from corpus.truth import word_f1
 from corpus.warc import read_records
 
@@ -85,9 +85,9 @@ def extractors() -> dict[str, Callable[[str], str]]:
     import trafilatura
     from resiliparse.extract.html2text import extract_plain_text
 
-    from corpus.blocks import Page
     from corpus.extract import main_text
-    from corpus.faithful import faithful_text
+    from corpus.extraction.blocks import Page
+    from corpus.extraction.faithful import faithful_text
 
     logging.disable(logging.CRITICAL)
     fineweb = {"favor_precision": True, "include_comments": False}

@@ -1,4 +1,4 @@
-"""Fit the trees of corpus/prose.py, and say how well they do on sites that they have not seen.
+"""Fit the trees of corpus/extraction/prose.py, and say how well they do on sites that they have not seen.
 
     pip install -e '.[bench]'
     python benchmarks/fit_extraction.py ../shared/data/crawl                 # cross-validated by site
@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from extraction import Score, extractors, gold_pages
 
-from corpus import prose
-from corpus.blocks import Page
 from corpus.extract import main_text
+from corpus.extraction import prose
+from corpus.extraction.blocks import Page
 from corpus.words import tokenize
 
 TREES, DEPTH, RATE = 120, 5, 0.2
@@ -37,7 +37,7 @@ L2, SHARE, BINS, SEED = (
     0,
 )  # ridge on leaves; share of lines a tree sees; bins a feature; of the shares
 
-HEAD = '''"""The trees of corpus/prose.py, written by benchmarks/fit_extraction.py: features, thresholds, answers."""
+HEAD = '''"""The trees of prose.py, written by benchmarks/fit_extraction.py: features, thresholds, answers."""
 
 # fmt: off
 # ruff: noqa: E501

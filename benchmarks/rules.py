@@ -17,8 +17,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from corpus.languages import STOP_WORDS, THRESHOLDS
-from corpus.quality import FLAVOURS, RULES, SETTINGS, Limits, Rule, Setting, Verdict, judge, limits_for
+from corpus.rules.languages import STOP_WORDS, THRESHOLDS
+from corpus.rules.quality import FLAVOURS, RULES, SETTINGS, Limits, Rule, Setting, Verdict, judge, limits_for
 from corpus.words import Words
 
 BEGIN, END = "<!-- made by benchmarks/rules.py: begin -->", "<!-- made by benchmarks/rules.py: end -->"

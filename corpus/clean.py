@@ -25,16 +25,16 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from corpus import ledger
-from corpus.across import drop_duplicates, part_name, read_elder, read_gone
 from corpus.classifier import Cuts, load_classifier
 from corpus.config import CleanConfig
+from corpus.dedup.across import drop_duplicates, part_name, read_elder, read_gone
+from corpus.dedup.repeats import LEAST_WORDS, cut_repeats, find_repeats
+from corpus.dedup.signatures import after_dedup, write_signatures
 from corpus.engines import ENGINES, Engine, WorkerFailed, choose
 from corpus.engines.pool import LocalEngine
 from corpus.extract import PROFILES
 from corpus.limits import note_death
 from corpus.pii import remove_pii
-from corpus.repeats import LEAST_WORDS, cut_repeats, find_repeats
-from corpus.signatures import after_dedup, write_signatures
 from corpus.unit import UnitTask, clean_unit
 from corpus.warc import open_archive
 from corpus.words import Words
@@ -42,29 +42,29 @@ from corpus.words import Words
 __all__ = ["CleanConfig", "CleanStats", "CleaningFailed", "TooManyFailures", "clean_crawl"]
 
 CODE = [
-    "blocks",
-    "charset",
     "classifier",
     "config",
+    "dedup/signatures",
     "extract",
-    "faithful",
+    "extraction/blocks",
+    "extraction/charset",
+    "extraction/faithful",
+    "extraction/prose",
+    "extraction/prose_trees",
     "http",
     "language",
-    "languages",
     "ledger",
     "limits",
-    "lines",
-    "measures",
     "phones",
     "pii",
-    "prose",
-    "prose_trees",
-    "quality",
-    "signatures",
+    "rules/languages",
+    "rules/lines",
+    "rules/measures",
+    "rules/quality",
+    "rules/values",
     "stream",
     "unit",
     "urls",
-    "values",
     "warc",
     "words",
 ]
@@ -119,7 +119,7 @@ class _FinalTask:
     part: str
     out: Path
     config: CleanConfig
-    gone: Path  # corpus.across.GONE_SCHEMA: the candidates that are duplicates
+    gone: Path  # corpus.dedup.across.GONE_SCHEMA: the candidates that are duplicates
     cuts: Cuts
     list_pii: bool
 
@@ -506,7 +506,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Clean archive files from the command line; `stemma clean` is the fuller form."""
     import argparse
 
-    from corpus.report import print_funnel
+    from corpus.report.summary import print_funnel
 
     parser = argparse.ArgumentParser(prog="python -m corpus.clean", description=main.__doc__)
     parser.add_argument("warc", nargs="+", help="WARC, ARC or WET files, local or fsspec URLs")

@@ -10,7 +10,7 @@ from typing import Any
 from corpus.classifier import ModelFile
 from corpus.extract import PROFILES
 from corpus.pii import KINDS
-from corpus.quality import DEFAULT_THRESHOLDS, FLAVOURS, Limits, limits_for
+from corpus.rules.quality import DEFAULT_THRESHOLDS, FLAVOURS, Limits, limits_for
 
 BLOCKED_WORDS = (
     "hentai",

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from corpus.blocks import HEADINGS, Line, Page, normalize_line
-from corpus.charset import decode
-from corpus.prose import Trees, half_words, scores
+from corpus.extraction.blocks import HEADINGS, Line, Page, normalize_line
+from corpus.extraction.charset import decode
+from corpus.extraction.prose import Trees, half_words, scores
 
 PROFILES = ("fast", "faithful")
 # Fitted on half of the sites and kept: see benchmarks/fit_extraction.py.
@@ -58,7 +58,7 @@ def extract_page(data: bytes, charset: str | None = None, profile: str = "fast")
     if profile == "fast":
         return main_text(Page(decode(data, charset)))
     if profile == "faithful":
-        from corpus.faithful import faithful_text
+        from corpus.extraction.faithful import faithful_text
 
         return MainText(faithful_text(decode(data, charset)), None)
     raise ValueError(f"There is no extraction profile '{profile}'. The profiles are: {', '.join(PROFILES)}.")

@@ -19,13 +19,13 @@ import pyarrow as pa
 from corpus import ledger
 from corpus.classifier import score_document
 from corpus.config import CleanConfig
+from corpus.dedup.signatures import sign, write_signatures
 from corpus.extract import MainText, extract_page, plain_text
 from corpus.language import first_look, identify
 from corpus.limits import DETAILS, Watch, at_file, crash_file
-from corpus.quality import Verdict, judge
-from corpus.signatures import sign, write_signatures
+from corpus.rules.quality import Verdict, judge
+from corpus.rules.values import VALUES_SCHEMA, measure_all
 from corpus.urls import UrlFilter, host_of
-from corpus.values import VALUES_SCHEMA, measure_all
 from corpus.warc import BrokenRecord, Record, read_records
 from corpus.words import Words
 

@@ -59,7 +59,7 @@ def page_text(root: Path, row: dict[str, Any]) -> str:
 
     Raises FileNotFoundError where the crawl is no longer here.
     """
-    from corpus.samples import read_text, sources_of
+    from corpus.report.samples import read_text, sources_of
 
     text, note = read_text(row, sources_of(Path(root), row["crawl"]))
     return text or f"({note})"
@@ -96,7 +96,7 @@ def print_rows(
 def _explained(rows: list[dict[str, Any]], folders: dict[str, Path]) -> list[dict[str, Any]]:
     """Add what only other files know: the rule's meaning, the document, the page that was kept instead."""
     from corpus.ledger import find_rows
-    from corpus.meaning import meaning
+    from corpus.rules.meaning import meaning
 
     kept, twins = {}, {}
     wanted = {row["duplicate_of"] for row in rows if row["duplicate_of"]}
@@ -119,7 +119,7 @@ def _explained(rows: list[dict[str, Any]], folders: dict[str, Path]) -> list[dic
 
 
 def _lines(row: dict[str, Any]) -> Iterator[str]:
-    from corpus.meaning import reason
+    from corpus.rules.meaning import reason
 
     if row.get("rule"):
         yield reason(row)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from test_clean import content
 
-from corpus.across import find_across
 from corpus.clean import CleanConfig, clean_crawl
+from corpus.dedup.across import find_across
 from corpus.ledger import LEDGER_SCHEMA, check_conservation, document_dataset, ledger_dataset, read_ledger
-from corpus.quality import RULES
+from corpus.rules.quality import RULES
 from corpus.warc_writer import WarcWriter
 from model.documents import left_out
 

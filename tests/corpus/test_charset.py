@@ -2,7 +2,7 @@
 
 import pytest
 
-from corpus.charset import codec_of, decode, meta_label
+from corpus.extraction.charset import codec_of, decode, meta_label
 
 RUSSIAN = "Привет, как дела, друзья мои? Сегодня хорошая погода. " * 5
 WEST = "“Café” – déjà vu… Über €uropa "

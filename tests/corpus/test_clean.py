@@ -258,7 +258,7 @@ def test_the_faithful_profile_reads_closely_only_what_a_first_look_keeps(tmp_pat
     pages = [f"<p>{german}</p>" * 9, f"<div>{german}</div>" * 9, f"<div>{english}</div>" * 9]
     files = write_pages(tmp_path / "a.warc.gz", [page.encode() for page in pages])
     read: list[str] = []
-    monkeypatch.setattr("corpus.faithful.faithful_text", lambda page: read.append(page) or english)
+    monkeypatch.setattr("corpus.extraction.faithful.faithful_text", lambda page: read.append(page) or english)
     config = CleanConfig(profile="faithful")
     clean_crawl(files, tmp_path / "out", tmp_path / "work", config, workers=0)
     rows = read_ledger(tmp_path / "out").to_pylist()

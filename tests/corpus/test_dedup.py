@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from corpus import dedup, signatures, spill
 from corpus.config import CleanConfig
-from corpus.signatures import SignatureFiles, sign, write_signatures
-from corpus.similar import pack, similarities, unpack
-from corpus.spill import Partitions
+from corpus.dedup import duplicates, signatures, spill
+from corpus.dedup.signatures import SignatureFiles, sign, write_signatures
+from corpus.dedup.similar import pack, similarities, unpack
+from corpus.dedup.spill import Partitions
 from corpus.words import Words
 
 CONFIG = CleanConfig()
@@ -32,10 +32,10 @@ def run(pages, config=CONFIG):
     with tempfile.TemporaryDirectory() as folder:
         write_signatures(signed, Path(folder) / "a.parquet")
         files = SignatureFiles([Path(folder) / "a.parquet"], config)
-        found = dedup.find_duplicates(files, config, Path(folder) / "scratch")
+        found = duplicates.find_duplicates(files, config, Path(folder) / "scratch")
         assert not (Path(folder) / "scratch").exists()
     assert [pages[k][0] for k in found.kept.tolist()] == found.kept_ids.to_pylist()
-    rules = [dedup.RULES[step] for step in found.step.tolist()]
+    rules = [duplicates.RULES[step] for step in found.step.tolist()]
     gone = [pages[page][0] for page in found.pages.tolist()]
     return dict(zip(gone, zip(found.kept_ids.to_pylist(), rules, strict=True), strict=True))
 
@@ -185,8 +185,10 @@ def true_jaccard(one, other):
 def test_a_page_copied_many_times_costs_one_comparison_a_copy(monkeypatch):
     monkeypatch.setattr(signatures, "minhash_bands", lambda s, c: np.ones((len(s), 1), dtype=np.uint64))
     rng, calls = random.Random(9), []
-    text, compare = text_of(rng, 300), dedup.similarities
-    monkeypatch.setattr(dedup, "similarities", lambda p, *rest: calls.append(len(p)) or compare(p, *rest))
+    text, compare = text_of(rng, 300), duplicates.similarities
+    monkeypatch.setattr(
+        duplicates, "similarities", lambda p, *rest: calls.append(len(p)) or compare(p, *rest)
+    )
     pages = [(f"r{n:04d}", f"u:{n}", f"{text} number {n}") for n in range(500)]
     found = run(pages, CleanConfig(minhash_bands=1))
     assert len(found) == 499 and {kept for kept, _ in found.values()} == {"r0100"}

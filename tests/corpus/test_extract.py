@@ -7,11 +7,11 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from corpus import prose
-from corpus.blocks import Page
 from corpus.config import CleanConfig
 from corpus.extract import extract_page, extract_text, plain_text
-from corpus.prose_trees import MODEL
+from corpus.extraction import prose
+from corpus.extraction.blocks import Page
+from corpus.extraction.prose_trees import MODEL
 from corpus.truth import word_f1
 from corpus.warc import read_records
 

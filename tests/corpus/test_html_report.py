@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from corpus import samples
 from corpus.clean import CleanConfig, clean_crawl
-from corpus.html_report import render, write_report
 from corpus.ledger import read_ledger
-from corpus.quality import DEFAULT_THRESHOLDS
-from corpus.samples import draw, read_texts
+from corpus.report import samples
+from corpus.report.html_page import render, write_report
+from corpus.report.samples import draw, read_texts
+from corpus.rules.quality import DEFAULT_THRESHOLDS
 from corpus.warc_writer import WarcWriter
 
 PROSE = "The {} river runs through the valley, and the people of the town walk beside it in the evening. "

@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 
 from corpus.config import CleanConfig
-from corpus.measures import Page
-from corpus.quality import DEFAULT_THRESHOLDS, RULES, Verdict, judge, limits_for
+from corpus.rules.measures import Page
+from corpus.rules.quality import DEFAULT_THRESHOLDS, RULES, Verdict, judge, limits_for
 from corpus.words import Words
 
 SENTENCES = [

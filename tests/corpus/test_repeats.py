@@ -9,8 +9,8 @@ import pytest
 from test_across import CONFIG, prose, write
 
 from corpus.clean import CleanConfig, clean_crawl
+from corpus.dedup.repeats import cut_repeats, find_repeats
 from corpus.ledger import check_conservation, document_dataset, read_ledger
-from corpus.repeats import cut_repeats, find_repeats
 
 
 def cut(tmp_path, units, **settings):

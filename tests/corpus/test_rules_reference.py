@@ -9,7 +9,7 @@ import pytest
 
 from corpus.extract import extract_page
 from corpus.language import identify
-from corpus.quality import Verdict, judge, limits_for
+from corpus.rules.quality import Verdict, judge, limits_for
 from corpus.warc import Record, read_records
 from corpus.words import HAS_CJK, Words, tokenize
 

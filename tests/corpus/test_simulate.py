@@ -14,9 +14,9 @@ import pytest
 from corpus.clean import clean_crawl
 from corpus.config import CleanConfig
 from corpus.ledger import read_ledger
-from corpus.quality import DEFAULT_THRESHOLDS, RULES
-from corpus.simulate import simulate, verdicts
-from corpus.values import VALUES_SCHEMA
+from corpus.rules.quality import DEFAULT_THRESHOLDS, RULES
+from corpus.rules.simulate import simulate, verdicts
+from corpus.rules.values import VALUES_SCHEMA
 from corpus.warc_writer import WarcWriter
 
 ENGLISH = (

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from corpus.spill import take_ragged
+from corpus.dedup.spill import take_ragged
 
 BYTES_A_CHARACTER = 2  # of a page's shingles: int32 each, at least two characters to a word
 CELLS = 1 << 19  # shingles compared at once; 2 MB of int32 stay in the processor's cache

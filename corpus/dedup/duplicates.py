@@ -21,9 +21,9 @@ import pyarrow.compute as pc
 import xxhash
 
 from corpus.config import CleanConfig
-from corpus.signatures import NEAR, TEXT, URL, Batch
-from corpus.similar import HasShingles, components, pack, similarities, unpack
-from corpus.spill import Partitions, take_ragged
+from corpus.dedup.signatures import NEAR, TEXT, URL, Batch
+from corpus.dedup.similar import HasShingles, components, pack, similarities, unpack
+from corpus.dedup.spill import Partitions, take_ragged
 
 ALL_PAIRS = 64  # members of a bucket up to which every pair is verified; beyond, each against leaders only
 LEADERS = (1, 2, 4, 8, 16, 32, 64)  # that many of a large bucket's pages, round by round
@@ -32,7 +32,7 @@ RULES = {URL: "duplicate_url", TEXT: "duplicate_text", NEAR: "near_duplicate"}
 
 
 class Pages(HasShingles, Protocol):
-    """What deduplication reads: corpus.signatures.SignatureFiles, or something that makes it up."""
+    """What deduplication reads: corpus.dedup.signatures.SignatureFiles, or something that makes it up."""
 
     n_pages: int
 

@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from corpus import measures as m
-from corpus.languages import COLUMNS, EVERYWHERE, OTHER_LANGUAGES, STOP_WORDS, THRESHOLDS
-from corpus.lines import clean_lines
-from corpus.measures import Page
+from corpus.rules import measures as m
+from corpus.rules.languages import COLUMNS, EVERYWHERE, OTHER_LANGUAGES, STOP_WORDS, THRESHOLDS
+from corpus.rules.lines import clean_lines
+from corpus.rules.measures import Page
 from corpus.words import Words
 
 FLAVOURS = ("fineweb", "papers")

@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from corpus import charts, ledger, report
-from corpus.meaning import YES_OR_NO, meaning, number
-from corpus.quality import BY_NAME
-from corpus.samples import PER_RULE, Drawn, draw, measured, read_texts, sources_of
+from corpus import ledger
+from corpus.report import charts, summary
+from corpus.report.samples import PER_RULE, Drawn, draw, measured, read_texts, sources_of
+from corpus.rules.meaning import YES_OR_NO, meaning, number
+from corpus.rules.quality import BY_NAME
 
 REPORTS = Path("reports") / "cleaned_corpus"  # in a project; not versioned
 EXCERPT = 420  # characters of a page's text
@@ -38,7 +39,7 @@ def write_report(
 
     `sources`: the crawl's files by the name they go by in the ledger, to read pages back from; those that are not
     there are said to be missing. `tokenizer`: a tokenizer.json to count tokens with, else they are estimated.
-    `drawn`: what corpus.samples.draw gave, if it was asked already.
+    `drawn`: what corpus.report.samples.draw gave, if it was asked already.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(out.name + ".partial")
@@ -54,7 +55,7 @@ def report_of(root: Path, crawl: str) -> Path:
     """
     folder, out = root / "data" / "cleaned_corpus" / crawl, root / REPORTS / f"{crawl}.html"
     tokenizer = root / "data" / "tokenizer" / "tokenizer.json"
-    report.load(folder)  # before anything else, so that the sentence is about what is missing
+    summary.load(folder)  # before anything else, so that the sentence is about what is missing
     try:
         sources = sources_of(root, crawl)
     except FileNotFoundError:
@@ -74,7 +75,7 @@ def render(
     place = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    return place.get_template("report_page.html").render(_content(folder, sources, tokenizer, drawn))
+    return place.get_template("page.html").render(_content(folder, sources, tokenizer, drawn))
 
 
 def _content(
@@ -83,30 +84,30 @@ def _content(
     tokenizer: Path | None,
     drawn: tuple[list[Drawn], float] | None,
 ) -> dict[str, Any]:
-    stats = report.load(folder)
+    stats = summary.load(folder)
     pages, share = drawn or draw(folder)
     ended = [d for d in pages if d.rule]
     shown = _samples(folder, ended, sources)
-    tokens = report.tokens(stats, folder, tokenizer)
+    tokens = summary.tokens(stats, folder, tokenizer)
     return {
         "crawl": stats["crawl"],
-        "headline": report.headline(stats),
+        "headline": summary.headline(stats),
         "records": max(1, stats["records"]),
         "documents": stats["documents"],
         "files": len(stats["files"]),
         "config_hash": stats["config_hash"],
         "tiles": _tiles(stats, tokens),
-        "funnel": [s | {"changed": report.CHANGED.get(s["stage"], "")} for s in report.funnel(stats)],
+        "funnel": [s | {"changed": summary.CHANGED.get(s["stage"], "")} for s in summary.funnel(stats)],
         "replaced": _replaced(stats),
-        "outcome": report.outcome(stats, tokens),
+        "outcome": summary.outcome(stats, tokens),
         "languages": _languages(stats),
-        "median": report.median_length(stats),
+        "median": summary.median_length(stats),
         "lengths": _lengths(stats),
         "scores": _scores(stats),
         "hosts": _hosts(stats),
         "hosts_sentence": f"{stats['hosts']['read']:,} hosts were read, {stats['hosts']['kept']:,} have a "
         "document that was kept.",
-        "truth": report.truth_lines(stats),
+        "truth": summary.truth_lines(stats),
         "ids": {(d.stage, d.rule): _id(d) for d in ended},
         "per_rule": PER_RULE,
         "share": share,
@@ -124,8 +125,8 @@ def _tiles(stats: Mapping[str, Any], tokens: tuple[float, str]) -> list[dict[str
         {"name": "documents kept", "value": f"{stats['documents']:,}", "note": share(stats["kept"])},
         {"name": "dropped", "value": f"{stats['dropped']:,}", "note": share(stats["dropped"])},
         {"name": "failed", "value": f"{stats['failed']:,}", "note": share(stats["failed"])},
-        {"name": "words", "value": report.short(stats["words"]), "note": report.size(stats["bytes"])},
-        {"name": "tokens", "value": report.short(tokens[0]), "note": tokens[1]},
+        {"name": "words", "value": summary.short(stats["words"]), "note": summary.size(stats["bytes"])},
+        {"name": "tokens", "value": summary.short(tokens[0]), "note": tokens[1]},
     ]
 
 

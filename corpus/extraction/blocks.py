@@ -3,7 +3,7 @@
 Lexbor parses the page as a browser does (selectolax); one walk over its tree gathers text into lines (a block
 element or a line break ends one) and remembers for each line the boxes that it stands in: their tags, and what their
 class and id say ("sidebar", "comments", "article-body"). The words of the hints are the web's own habits, after
-Readability's and boilerpipe's lists; how much each of them says is not decided here but fitted (corpus/prose.py).
+Readability's and boilerpipe's lists; how much each of them says is not decided here but fitted (prose.py).
 """
 
 import re
@@ -78,7 +78,7 @@ _DOES = {tag: does for does, tags in _TAGS.items() for tag in tags.split()}
 
 
 class Box:
-    """A block element: tag, class, hints and parent, and what was counted of the text in it (corpus/prose.py)."""
+    """A block element: tag, class, hints and parent, and what was counted of the text in it (prose.py)."""
 
     __slots__ = (
         "chars",

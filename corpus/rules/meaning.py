@@ -1,6 +1,6 @@
 """What each reason in the ledger means, in words: for `stemma why` and the report.
 
-The quality rules say it themselves (corpus/quality.py: docstring, side and source); the others are written here.
+The quality rules say it themselves (corpus/rules/quality.py: docstring, side and source); the others are written here.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def meaning(rule: str | None) -> str:
     """One sentence on what a rule of the ledger asks; '' for one that nobody knows."""
     if rule in MEANINGS:
         return MEANINGS[rule]
-    from corpus.quality import RULES
+    from corpus.rules.quality import RULES
 
     return next((_of_quality(known) for known in RULES if known.name == rule), "")
 

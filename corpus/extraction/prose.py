@@ -12,7 +12,7 @@ from functools import cache
 
 import numpy as np
 
-from corpus.blocks import BIT, HEADINGS, HINTS, PERIPHERAL, Box, Line, Page
+from corpus.extraction.blocks import BIT, HEADINGS, HINTS, PERIPHERAL, Box, Line, Page
 from corpus.words import CJK
 
 CJK_SIGN = re.compile(f"[{CJK}]")
@@ -90,7 +90,7 @@ def judge(table: np.ndarray, trees: Trees) -> np.ndarray:
 
 @cache
 def _fitted() -> Trees:
-    from corpus.prose_trees import MODEL
+    from corpus.extraction.prose_trees import MODEL
 
     return prepare(MODEL)
 
@@ -99,7 +99,7 @@ def prepare(model: dict) -> Trees:
     """Features asked and thresholds, tree by tree and level by level; all leaves' answers; where each tree's begin."""
     if model["features"] != list(FEATURES):
         raise RuntimeError(
-            "corpus/prose_trees.py was fitted for other features. Run benchmarks/fit_extraction.py --write."
+            "corpus/extraction/prose_trees.py was fitted for other features. Run benchmarks/fit_extraction.py --write."
         )
     asked = np.array([[FEATURES.index(name) for name, _ in tree["asks"]] for tree in model["trees"]])
     thresholds = np.array([[at for _, at in tree["asks"]] for tree in model["trees"]])

@@ -7,7 +7,7 @@ c4_line_* in quality.py say which lines go. A title line may be short and unpunc
 import re
 from collections.abc import Mapping
 
-from corpus.measures import Page
+from corpus.rules.measures import Page
 from corpus.words import HAS_CJK, Words
 
 CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
-from corpus import report
+from corpus.report import summary
 
 INK, SOFT, KEPT, DROPPED, FAILED = "#24292d", "#5d666d", "#2f6f8f", "#d6c49b", "#b5483a"
 MOST_ROWS = 8  # bars of the languages' and the hosts' panel
@@ -16,7 +16,7 @@ def plot_funnel(stats: Any) -> bytes:
     """Records in to tokens out: a bar a step, split into what is left, dropped and failed, and the reasons."""
     from matplotlib.figure import Figure
 
-    steps = report.funnel(stats)
+    steps = summary.funnel(stats)
     figure = Figure(figsize=(9.6, 0.5 * len(steps) + 1.5), dpi=90, layout="constrained")
     axes = figure.subplots()
     width = max(1, steps[0]["in"])
@@ -26,14 +26,14 @@ def plot_funnel(stats: Any) -> bytes:
             axes.barh(place, step[kind], left=start, color=colour, height=0.62)
             start += step[kind]
         _number_left(axes, place, step["left"], width)
-        text = report.reasons_text(step, 3)
+        text = summary.reasons_text(step, 3)
         axes.text(width * 1.03, place, _cut(text, 74), va="center", fontsize=7.5, color=SOFT)
     axes.set_yticks(range(len(steps)), [step["name"] for step in steps], fontsize=9, color=INK)
     axes.invert_yaxis()
     axes.set_xlim(0, width * 2.15)
     axes.set_xticks([])
-    axes.set_title(report.headline(stats), fontsize=10, loc="left", color=INK, pad=10)
-    axes.set_xlabel(report.outcome(stats, report.tokens(stats)), fontsize=9, loc="left", color=INK)
+    axes.set_title(summary.headline(stats), fontsize=10, loc="left", color=INK, pad=10)
+    axes.set_xlabel(summary.outcome(stats, summary.tokens(stats)), fontsize=9, loc="left", color=INK)
     _legend(axes, {"left": KEPT, "dropped": DROPPED, "failed": FAILED})
     return _png(figure, axes)
 

@@ -1,4 +1,4 @@
-"""The trees of corpus/prose.py, written by benchmarks/fit_extraction.py: features, thresholds, answers."""
+"""The trees of prose.py, written by benchmarks/fit_extraction.py: features, thresholds, answers."""
 
 # fmt: off
 # ruff: noqa: E501

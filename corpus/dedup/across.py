@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from corpus import ledger
 from corpus.config import CleanConfig
-from corpus.dedup import RULES, Crawls, Gone, find_duplicates
-from corpus.signatures import NEAR, SignatureFiles
+from corpus.dedup.duplicates import RULES, Crawls, Gone, find_duplicates
+from corpus.dedup.signatures import NEAR, SignatureFiles
 
 GONE_SCHEMA = pa.schema(
     [

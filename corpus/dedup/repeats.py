@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from corpus.config import CleanConfig
-from corpus.spill import Partitions
+from corpus.dedup.spill import Partitions
 from corpus.words import HAS_CJK, TOKEN, TOKEN_CJK, rolling_hash
 
 LEAST_WORDS = (

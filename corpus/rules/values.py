@@ -10,9 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from corpus.lines import clean_lines
-from corpus.measures import Page
-from corpus.quality import AFTER_C4, BEFORE_C4, RULES, Limits
+from corpus.rules.lines import clean_lines
+from corpus.rules.measures import Page
+from corpus.rules.quality import AFTER_C4, BEFORE_C4, RULES, Limits
 from corpus.words import Words
 
 VALUES_SCHEMA = pa.schema(

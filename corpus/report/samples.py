@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from corpus import ledger
-from corpus.meaning import NOT_READ_AGAIN
+from corpus.rules.meaning import NOT_READ_AGAIN
 
 PER_RULE = 20
 MAX_PARTS = (
@@ -163,12 +163,12 @@ def read_texts(
     found: list[tuple[str, str]] = []
     while len(found) < len(asked):
         done = subprocess.run(
-            [sys.executable, "-m", "corpus.samples"],
+            [sys.executable, "-m", "corpus.report.samples"],
             input=json.dumps({"rows": asked[len(found) :], "sources": needed, "most": most}),
             capture_output=True,
             text=True,
             check=False,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])},
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
         )
         found += [tuple(json.loads(line)) for line in done.stdout.splitlines()]
         if done.returncode > 0:  # an error of ours, not of a page

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from corpus import ledger
 from corpus.config import CleanConfig
-from corpus.quality import BY_NAME, RULES, SETTINGS
+from corpus.rules.quality import BY_NAME, RULES, SETTINGS
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -170,8 +170,8 @@ def markdown(stats: Any) -> str:
 
 
 def samples_markdown(drawn: Iterable[Any]) -> str:
-    """The pages drawn of every rule (corpus.samples.Drawn), a table a rule: address, what was measured, its limit."""
-    from corpus.meaning import meaning, number
+    """The pages drawn of every rule (samples.Drawn), a table a rule: address, what was measured, its limit."""
+    from corpus.rules.meaning import meaning, number
 
     lines = []
     for found in drawn:

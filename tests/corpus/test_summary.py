@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from corpus import charts, dedup, plots, report
 from corpus.clean import CleanConfig, clean_crawl
+from corpus.dedup import duplicates
 from corpus.ledger import document_dataset, read_ledger
 from corpus.limits import DETAILS
-from corpus.meaning import meaning, reason
-from corpus.quality import RULES
-from corpus.samples import draw, measured, read_text
+from corpus.report import charts, plots, summary
+from corpus.report.samples import draw, measured, read_text
+from corpus.rules.meaning import meaning, reason
+from corpus.rules.quality import RULES
 from corpus.sources.sample import build_sample
 from corpus.sources.sample_text import manual_texts
 from corpus.warc import FAULTS
@@ -61,12 +62,12 @@ def test_the_distributions_are_those_of_the_ledger_and_the_documents(cleaned, st
 
 
 def test_the_funnel_loses_in_every_step_what_its_reasons_say(stats, capsys):
-    steps = report.funnel(stats)
+    steps = summary.funnel(stats)
     assert [step["in"] for step in steps[1:]] == [step["left"] for step in steps[:-1]]
     assert steps[0]["in"] == stats["records"] and steps[-1]["left"] == stats["kept"]
     assert all(step["in"] - step["left"] == sum(step["reasons"].values()) for step in steps)
-    report.print_funnel(stats, Console(width=80, color_system=None))
-    shown, text = capsys.readouterr().out, report.markdown(stats)
+    summary.print_funnel(stats, Console(width=80, color_system=None))
+    shown, text = capsys.readouterr().out, summary.markdown(stats)
     assert max(len(line) for line in shown.splitlines()) <= 80
     for step in steps:
         assert step["name"] in shown and step["name"] in text
@@ -84,7 +85,7 @@ def test_pictures_can_be_drawn_of_nothing(stats):
     empty = {**stats, "languages": {}, "other_languages": {}, "records": 0, "documents": 0, "bytes": 0}
     empty["hosts"] = {"read": 0, "kept": 0, "most_read": {}, "most_kept": {}}
     empty["words_per_document"] = dict.fromkeys(stats["words_per_document"], 0)
-    assert plots.plot_contents(empty) and report.median_length(empty) == "unknown"
+    assert plots.plot_contents(empty) and summary.median_length(empty) == "unknown"
 
 
 def test_tokens_are_counted_with_a_tokenizer_and_guessed_without(stats, cleaned, tmp_path):
@@ -93,8 +94,8 @@ def test_tokens_are_counted_with_a_tokenizer_and_guessed_without(stats, cleaned,
     words = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.save(str(tmp_path / "tokenizer.json"))
-    assert report.tokens(stats)[0] == stats["bytes"] / 4
-    counted, how = report.tokens(stats, cleaned, tmp_path / "tokenizer.json")
+    assert summary.tokens(stats)[0] == stats["bytes"] / 4
+    counted, how = summary.tokens(stats, cleaned, tmp_path / "tokenizer.json")
     texts = document_dataset(cleaned).to_table(columns=["text"])["text"].to_pylist()
     assert counted == pytest.approx(sum(len(re.findall(r"\w+|[^\w\s]+", text)) for text in texts))
     assert "measured" in how
@@ -151,14 +152,14 @@ def test_the_rules_written_out_in_the_code_have_a_meaning(root):
         r"""(?:Ended\(\s*ledger\.\w+,\s*"\w+",|BadBody\(|BrokenRecord\([^)]*place,|rule=|"rule":)\s*"(\w+)\""""
     )
     code = "".join(path.read_text() for path in (root / "corpus").glob("*.py"))
-    found = set(ends.findall(code)) | set(DETAILS) | set(FAULTS) | set(dedup.RULES.values())
+    found = set(ends.findall(code)) | set(DETAILS) | set(FAULTS) | set(duplicates.RULES.values())
     assert {"bad_digest", "http_status", "too_little_left", "replaced", "memory"} <= found
     assert sorted(rule for rule in found if not meaning(rule)) == []
 
 
 def test_a_step_says_what_it_changed_in_pages_that_stay():
     step = {"stage": "dedup", "touched": 1200, "reasons": {"near_duplicate": 3}}
-    assert report.reasons_text(step) == "near_duplicate 3, repeats taken out in 1,200 pages"
+    assert summary.reasons_text(step) == "near_duplicate 3, repeats taken out in 1,200 pages"
 
 
 def test_a_reason_is_said_as_people_say_it():

@@ -1,0 +1,1 @@
+"""Duplicates: within a crawl, across crawls, and repeated runs of words; in bounded memory."""
