@@ -202,7 +202,7 @@ def _foreign(record: Record, config: CleanConfig) -> Ended | None:
     raw paragraphs say so, nor trafilatura, where the fast profile's text does."""
     if record.kind != "html" or not config.languages or config.first_look is None:
         return None
-    language, score = first_look(record.payload)
+    language, score = first_look(record.payload, record.http_charset)
     if config.profile == "faithful" and (language == "und" or score < config.first_look):
         language, score = identify(extract_page(record.payload, record.http_charset).text)
     if language in ("und", *config.languages) or score < config.first_look:

@@ -7,6 +7,7 @@ character encoding"). In one thing we go beyond a browser: a declaration that th
 
 import codecs
 import re
+from collections.abc import Iterator
 
 BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 PRESCAN = 1024  # bytes, HTML Standard 13.2.3.2
@@ -31,7 +32,7 @@ def decode(data: bytes, charset: str | None = None) -> str:
     for mark, name in BOMS:
         if data.startswith(mark):
             return data[len(mark) :].decode(name, "replace")
-    for codec in _declared(data, charset):
+    for codec in declared(data, charset):
         text = _read(data, codec)
         if text is not None:
             return text
@@ -51,7 +52,7 @@ def codec_of(label: str | None) -> str | None:
     return WIDER.get(found.name, found.codec_info.name)
 
 
-def _declared(data: bytes, charset: str | None):
+def declared(data: bytes, charset: str | None) -> Iterator[str]:
     """Codecs in the order in which a browser believes them."""
     named = codec_of(charset)
     if named:

@@ -47,7 +47,7 @@ def test_the_first_look_at_raw_pages_drops_hardly_any_that_the_slow_way_keeps(sh
     wanted, dropped, wrong = ("en", "de", "zh", "pl", "el", "ru"), 0, 0
     for path in sorted((shared_data / "crawl").glob("*.warc.gz"))[:1]:
         for record in read_records(path, path.name):
-            seen, score = first_look(record.payload)
+            seen, score = first_look(record.payload, record.http_charset)
             if score < 0.9:
                 continue
             found, certain = identify(extract_page(record.payload, record.http_charset).text)
@@ -64,3 +64,6 @@ def test_the_first_look_is_silent_about_pages_that_say_little():
     latin1 = "<p>Über den Flüssen hängen die Brücken, und in den Gärten blühen späte Äpfel an Bäumen.</p>" * 9
     assert first_look(latin1.encode())[0] == "de"
     assert first_look(latin1.encode("latin-1")) == ("und", 0.0)
+    assert first_look(latin1.encode("latin-1"), "iso-8859-1")[0] == "de"
+    assert first_look(b'<meta charset="latin1">' + latin1.encode("latin-1"))[0] == "de"
+    assert first_look(latin1.replace("<p>", "<td class='x'>").replace("</p>", "</td>").encode())[0] == "de"
