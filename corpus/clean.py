@@ -544,5 +544,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     import corpus.clean  # workers look for functions there, not in __main__
+    from corpus.engines.pool import do_without_pandas
 
+    do_without_pandas()
     sys.exit(corpus.clean.main())

@@ -75,15 +75,17 @@ PROGRAM = (
 )
 
 
-class NoPandas:
-    """Stands first among the finders of modules. pyarrow loads pandas, a third of a second in every worker, only to
-    ask whether what it is given is pandas'; it goes on without where there is none."""
-
+class _NoPandas:
     @staticmethod
     def find_spec(name: str, *_: Any) -> None:
-        """Find nothing, and refuse pandas."""
         if name == "pandas":
-            raise ImportError("A worker of corpus/engines/pool.py does without pandas.")
+            raise ImportError("A process that only cleans does without pandas: do_without_pandas().")
+
+
+def do_without_pandas() -> None:
+    """For the rest of this process. pyarrow loads pandas, a third of a second, only to ask whether what it is given is
+    pandas'; it goes on without where there is none."""
+    sys.meta_path.insert(0, _NoPandas)
 
 
 def work(socket_number: int, parent: int) -> None:
@@ -93,7 +95,7 @@ def work(socket_number: int, parent: int) -> None:
         resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1])
     )  # no core files
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
-    sys.meta_path.insert(0, NoPandas)
+    do_without_pandas()
     connection = Connection(socket_number)
     function = connection.recv()
     while True:

@@ -75,6 +75,10 @@ _TAGS = {
     _BREAK: "br",
 }
 _DOES = {tag: does for does, tags in _TAGS.items() for tag in tags.split()}
+# Lexbor numbers its tags; to read a name takes longer than all else that is asked of a node.
+TEXT = 2  # LXB_TAG__TEXT, lexbor/tag/const.h
+OWN_TAGS = 256  # numbers of tags that Lexbor knows are below; others are numbered page by page, far above
+_KNOWN: dict[int, tuple[str, int | None]] = {}
 
 
 class Box:
@@ -162,8 +166,8 @@ class Page:
             if node is None:
                 node, inside, linked = above.pop()
                 continue
-            tag = node.tag
-            if tag == "-text":
+            number = node.tag_id
+            if number == TEXT:
                 text = node.text_content
                 if inside is not current:
                     if parts:
@@ -174,7 +178,7 @@ class Page:
                     parts.append((text, linked))
                 node = node.next
                 continue
-            does = _DOES.get(tag)
+            tag, does = _KNOWN.get(number) or _tag_of(node)
             if does == _SKIP:
                 node = node.next
                 continue
@@ -215,6 +219,15 @@ class Page:
             text = normalize_line(raw)
         if text:
             self.lines.append(Line(text, min(linked, len(text)), links, box, box.tag))
+
+
+def _tag_of(node) -> tuple[str, int | None]:
+    """The tag of an element, and what is done with it; remembered for the next of the kind."""
+    tag = node.tag
+    found = tag, _DOES.get(tag)
+    if node.tag_id < OWN_TAGS:
+        _KNOWN[node.tag_id] = found
+    return found
 
 
 def _named(node, tag: str, parent: Box) -> Box:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from corpus.config import CleanConfig
-from corpus.dedup import duplicates, signatures, spill
+from corpus.dedup import duplicates, signatures, similar, spill
 from corpus.dedup.signatures import SignatureFiles, sign, write_signatures
 from corpus.dedup.similar import pack, similarities, unpack
 from corpus.dedup.spill import Partitions
@@ -219,3 +219,26 @@ def test_the_default_bands_find_pairs_at_the_threshold():
 
 def test_no_pages_no_duplicates():
     assert run([]) == {}
+
+
+@pytest.mark.parametrize("n_pairs", [0, 1, 40, 100, 200])
+def test_clusters_are_scipys_connected_components(n_pairs):
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    draw = np.random.default_rng(n_pairs)
+    a, b = draw.integers(0, 150, (2, n_pairs)) * 1_000
+    nodes, label = similar.components(a, b)
+    place_a, place_b = np.searchsorted(nodes, a), np.searchsorted(nodes, b)
+    ones = np.ones(n_pairs, dtype=np.int8)
+    theirs = connected_components(
+        coo_array((ones, (place_a, place_b)), shape=(len(nodes),) * 2), directed=False
+    )
+    assert nodes.tolist() == sorted({*a.tolist(), *b.tolist()})
+    assert (label[:, None] == label).tolist() == (theirs[1][:, None] == theirs[1]).tolist()
+
+
+def test_a_long_chain_is_one_cluster():
+    order = np.random.default_rng(0).permutation(20_000)
+    nodes, label = similar.components(order[:-1], order[1:])
+    assert len(nodes) == 20_000 and not label.any()
