@@ -9,6 +9,7 @@ may depend on who did what.
 
 import contextlib
 import ctypes
+import gc
 import json
 import os
 import resource
@@ -68,6 +69,8 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
+# A worker is one core's. OpenBLAS starts a thread for every core as numpy is loaded, a tenth of a second of each.
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 # What a worker's process is told to run: arguments are its socket, its parent, and where modules are found.
 PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[3]); "
@@ -98,6 +101,8 @@ def work(socket_number: int, parent: int) -> None:
     do_without_pandas()
     connection = Connection(socket_number)
     function = connection.recv()
+    gc.freeze()  # what was loaded stays; and pages leave hardly any cycles to look for
+    gc.set_threshold(20_000, 50, 100)
     while True:
         task = connection.recv()
         try:
@@ -117,6 +122,7 @@ class _Worker:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", PROGRAM, *arguments],
                 pass_fds=[theirs.fileno()],
+                env=os.environ | ONE_THREAD,
                 stdin=subprocess.DEVNULL,
             )
         self.connection = Connection(ours.detach())

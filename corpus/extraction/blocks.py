@@ -158,7 +158,7 @@ class Page:
 
     def _walk(self, body) -> None:
         current = root = Box("body", None, 0, None)
-        boxes, parts, links = self.boxes, [], 0
+        boxes, parts, links, known = self.boxes, [], 0, _KNOWN.get
         boxes.append(root)
         # What is left to do above: the next element there, and the box and link that it stands in.
         above, node, inside, linked = [], body.child, root, False
@@ -178,7 +178,7 @@ class Page:
                     parts.append((text, linked))
                 node = node.next
                 continue
-            tag, does = _KNOWN.get(number) or _tag_of(node)
+            tag, does = known(number) or _tag_of(node)
             if does == _SKIP:
                 node = node.next
                 continue
@@ -196,8 +196,12 @@ class Page:
                 elif does == _PLAIN:
                     box = _plain(tag, inside)
                     boxes.append(box)
-            above.append((node.next, inside, linked))
-            node, inside, linked = node.child, box, link
+            below = node.child
+            if below is None:
+                node = node.next
+            else:
+                above.append((node.next, inside, linked))
+                node, inside, linked = below, box, link
         if parts:
             self._add(current, parts, links)
 

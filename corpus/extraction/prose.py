@@ -171,6 +171,8 @@ def _measure(page: Page) -> tuple[list[int], dict]:
     total = page.boxes[0].prose if page.boxes else 0
     most, much = HOME * total, MUCH * total
     for box in page.boxes:
+        if not box.lines:
+            continue
         parent = box.parent
         if parent is not None:
             hints = box.hints
