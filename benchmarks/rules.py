@@ -3,6 +3,8 @@
     python -m benchmarks.rules tables --write docs/rules.md   the tables, from the code (a test compares)
     python -m benchmarks.rules gold GOLD.jsonl.gz             pass rates by language of reference main texts
     python -m benchmarks.rules speed WARC…                    processor time by page and language
+    python -m benchmarks.rules texts WARC… --to TEXTS.jsonl    main texts, for rules_datatrove.py
+    python -m benchmarks.rules parity TEXTS.jsonl PEER.jsonl   where datatrove decides otherwise
     python -m benchmarks.rules size CORPUS                    bytes that recorded values take
 
 GOLD has one JSON object a line with `language` and `text`: main texts as people marked them on real pages, so good
@@ -153,6 +155,35 @@ def _pages(files: list[Path]) -> Iterator[tuple[bool, str, str]]:
                     yield page.title is not None, page.text, identify(page.text)[0]
 
 
+def texts(files: list[Path], to: Path) -> None:
+    """Write the main texts of archives, one JSON object a line."""
+    with to.open("w") as out:
+        for _, text, language in _pages(files):
+            print(json.dumps({"language": language, "text": text}), file=out)
+
+
+def parity(texts: Path, peer: Path) -> None:
+    """Compare verdicts, whatever the rule; titles are lines like others here, as datatrove knows none."""
+    counts, blamed = defaultdict(Counter), defaultdict(Counter)
+    for line, theirs in zip(texts.read_text().splitlines(), map(json.loads, peer.open()), strict=True):
+        row = json.loads(line)
+        if theirs is None:
+            continue
+        verdict = judge(Words.of(row["text"]), limits_for(row["language"]))
+        ours = verdict.rule if isinstance(verdict, Verdict) else ""
+        counts[row["language"]][bool(ours), bool(theirs)] += 1
+        if bool(ours) != bool(theirs):
+            blamed[row["language"]][ours or theirs] += 1
+    print(
+        "| language | texts | both keep | both drop | only we drop | only datatrove drops | by |\n|"
+        + "---|" * 7
+    )
+    for language, fates in sorted(counts.items()):
+        cells = [fates[key] for key in ((False, False), (True, True), (True, False), (False, True))]
+        by = ", ".join(f"{rule} {n}" for rule, n in blamed[language].most_common())
+        print(f"| {language} | {sum(cells)} | " + " | ".join(map(str, cells)) + f" | {by} |")
+
+
 def size(folder: Path) -> None:
     """What the values of a corpus take on disk."""
     import pyarrow.parquet as pq
@@ -174,12 +205,22 @@ def main() -> None:
     doors.add_parser("tables").add_argument("--write", type=Path)
     doors.add_parser("gold").add_argument("path", type=Path)
     doors.add_parser("speed").add_argument("files", type=Path, nargs="+")
+    door = doors.add_parser("texts")
+    door.add_argument("files", type=Path, nargs="+")
+    door.add_argument("--to", type=Path, required=True)
+    door = doors.add_parser("parity")
+    door.add_argument("texts", type=Path)
+    door.add_argument("peer", type=Path)
     doors.add_parser("size").add_argument("folder", type=Path)
     options = parser.parse_args()
     if options.door == "gold":
         gold(options.path)
     elif options.door == "speed":
         speed(options.files)
+    elif options.door == "texts":
+        texts(options.files, options.to)
+    elif options.door == "parity":
+        parity(options.texts, options.peer)
     elif options.door == "size":
         size(options.folder)
     elif options.write:

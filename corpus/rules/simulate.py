@@ -39,7 +39,7 @@ class Simulation:
     pages: int = 0  # with recorded values
     kept_now_dropped: int = 0
     of_which_with_duplicates: int = 0  # a duplicate of the page passes still and would come in its place
-    duplicates_now_dropped: int = 0  # passed the rules, but deduplication had dropped them already
+    dropped_later_now_here: int = 0  # passed the rules, but deduplication or a later step drops them
     dropped_now_passed: int = 0  # up to deduplication
     taken_over_by: dict[str, int] = field(
         default_factory=dict
@@ -166,7 +166,7 @@ def _compare(
     kept = np.array(rows["outcome"].to_pylist(), dtype=object) == ledger.KEPT
     gone, come = kept & ~passes, ~passed & passes
     found.kept_now_dropped += int(gone.sum())
-    found.duplicates_now_dropped += int((passed & ~kept & ~passes).sum())
+    found.dropped_later_now_here += int((passed & ~kept & ~passes).sum())
     found.dropped_now_passed += int(come.sum())
     other = ~passed & ~passes & (before != after)
     for name, rules in (("taken_over_by", after), ("taken_over_from", before)):
@@ -216,8 +216,10 @@ def print_simulation(found: Simulation, console: "Console") -> None:
     heirs, by, taken = found.of_which_with_duplicates, found.taken_over_by, found.taken_over_from
     left = f"{heirs:,} leave a duplicate that would come in their place" if heirs else ""
     table.add_row("kept, would be dropped", f"{found.kept_now_dropped:,}", left)
-    table.add_row("dropped, would pass", f"{found.dropped_now_passed:,}", "up to deduplication")
-    table.add_row("duplicates, would be dropped as such no more", f"{found.duplicates_now_dropped:,}")
+    table.add_row(
+        "dropped, would pass", f"{found.dropped_now_passed:,}", "up to deduplication and what follows it"
+    )
+    table.add_row("dropped later, now by the rule", f"{found.dropped_later_now_here:,}")
     table.add_row("drops that another rule would make", f"{sum(by.values()):,}", _counts(by))
     table.add_row("drops taken from another rule", f"{sum(taken.values()):,}", _counts(taken))
     console.print(table)

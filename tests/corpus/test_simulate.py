@@ -125,7 +125,7 @@ def test_the_simulation_says_what_cleaning_again_does(crawl, corpus, tmp_path, r
     kept = {row["record_id"] for row in read_ledger(corpus).to_pylist() if row["outcome"] == "kept"}
     assert found.kept_now_dropped == sum(bool(after[record]) for record in kept)
     assert found.dropped_now_passed == sum(bool(before[r]) and not after[r] for r in before)
-    assert found.duplicates_now_dropped == sum(not before[r] and bool(after[r]) for r in set(before) - kept)
+    assert found.dropped_later_now_here == sum(not before[r] and bool(after[r]) for r in set(before) - kept)
     name = "uncertain_language" if rule == "language_score" else rule
     moved = [(before[r], after[r]) for r in before if before[r] and after[r] and before[r] != after[r]]
     assert sum(found.taken_over_by.values()) == sum(was == name for was, _ in moved)
