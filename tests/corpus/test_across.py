@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
-from test_clean import content
+from small_web import content
 
 from corpus.clean import CleanConfig, clean_crawl
 from corpus.dedup.across import find_across

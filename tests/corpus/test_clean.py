@@ -14,6 +14,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 from processes import alive
+from small_web import content, files_of
 
 from corpus import clean
 from corpus.clean import CleanConfig, CleaningFailed, TooManyFailures, clean_crawl
@@ -26,27 +27,10 @@ from corpus.ledger import (
     write_parquet,
 )
 from corpus.sources.sample import build_sample
-from corpus.sources.sample_text import load_texts, manual_texts
+from corpus.sources.sample_text import load_texts
 from corpus.warc_writer import WarcWriter
 
 CONFIG = CleanConfig()
-
-
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory) -> Path:
-    """A small web of known truth, made of Python's own manual."""
-    folder = tmp_path_factory.mktemp("sample")
-    build_sample(folder, pages=240, texts=manual_texts(), files=3)
-    return folder
-
-
-def files_of(folder: Path) -> list[tuple[str, Path]]:
-    return [(path.name, path) for path in sorted(folder.glob("*.warc.gz"))]
-
-
-def content(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @pytest.fixture(scope="module")

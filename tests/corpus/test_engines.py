@@ -1,6 +1,5 @@
 """The same units on a local pool, Ray and Slurm: the same bytes, whoever is killed, and nothing left behind."""
 
-import hashlib
 import importlib.util
 import os
 import shutil
@@ -17,6 +16,7 @@ import psutil
 import pytest
 from engine_units import Number
 from processes import alive
+from small_web import content, files_of
 
 from corpus import clean
 from corpus.clean import CleanConfig, CleaningFailed, clean_crawl
@@ -24,8 +24,6 @@ from corpus.engines import Engine, WorkerFailed, choose
 from corpus.engines.pool import LocalEngine
 from corpus.engines.slurm import SlurmEngine
 from corpus.engines.wire import pack
-from corpus.sources.sample import build_sample
-from corpus.sources.sample_text import manual_texts
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 LOCAL, SLURM, RAY = "local", "slurm", pytest.param("ray", marks=needs_ray)
@@ -34,22 +32,6 @@ SLOW = [
     pytest.param("ray", marks=[needs_ray, pytest.mark.slow]),
     pytest.param("real slurm", marks=pytest.mark.slow),
 ]
-
-
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("sample")
-    build_sample(folder, pages=240, texts=manual_texts(), files=3)
-    return folder
-
-
-def files_of(folder: Path) -> list[tuple[str, Path]]:
-    return [(path.name, path) for path in sorted(folder.glob("*.warc.gz"))]
-
-
-def content(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @pytest.fixture(scope="module")

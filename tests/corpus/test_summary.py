@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from small_web import files_of
 
 from corpus.clean import CleanConfig, clean_crawl
 from corpus.dedup import duplicates
@@ -16,17 +17,13 @@ from corpus.report import charts, plots, summary
 from corpus.report.samples import draw, measured, read_text
 from corpus.rules.meaning import meaning, reason
 from corpus.rules.quality import RULES
-from corpus.sources.sample import build_sample
-from corpus.sources.sample_text import manual_texts
 from corpus.warc import FAULTS
 
 
 @pytest.fixture(scope="module")
-def crawl(tmp_path_factory) -> dict[str, Path]:
+def crawl(sample) -> dict[str, Path]:
     """The files of a small web of known truth, by name."""
-    folder = tmp_path_factory.mktemp("crawl")
-    build_sample(folder, pages=240, texts=manual_texts(), files=3)
-    return {path.name: path for path in sorted(folder.glob("*.warc.gz"))}
+    return dict(files_of(sample))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,16 @@
+"""A small web of known truth, for the tests of the corpus' room."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory) -> Path:
+    """Three archives of 240 pages made of Python's own manual, with planted trouble."""
+    from corpus.sources.sample import build_sample
+    from corpus.sources.sample_text import manual_texts
+
+    folder = tmp_path_factory.mktemp("sample")
+    build_sample(folder, pages=240, texts=manual_texts(), files=3)
+    return folder
