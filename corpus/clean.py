@@ -68,6 +68,7 @@ CODE = [
     "warc",
     "words",
 ]
+FEW = 2_000  # documents: written in a second, as long as two workers take to start
 LIBRARIES = (
     "resiliparse",
     "selectolax",
@@ -285,7 +286,7 @@ def _publish(
         for number, unit in enumerate(units)
     ]
     parts: list[dict[str, Any]] = [{}] * len(finals)
-    writer = engine if len(finals) > 1 else LocalEngine(workers=0)
+    writer = LocalEngine(workers=0) if _few(units) else engine
     for index, part in writer.run(write_part, finals):
         parts[index] = part
     stats = _summary(crawl, config, tasks, units, parts) | {"quality_cuts": cuts.by_language}
@@ -404,6 +405,16 @@ def _length_bin(number: int) -> str:
 
 def _score_bin(score: float) -> str:
     return f"{min(int(score * SCORE_BINS), SCORE_BINS - 1) / SCORE_BINS:.2f}+"
+
+
+def _few(units: Sequence[Path]) -> bool:
+    """Whether to write the documents takes no longer than to start workers for it."""
+    documents = 0
+    for unit in units:
+        documents += pq.read_metadata(unit / "documents.parquet").num_rows
+        if documents > FEW:
+            return False
+    return True
 
 
 def _summary(

@@ -85,6 +85,8 @@ class _Raw:
 
 def open_archive(path_or_url: str | Path) -> BinaryIO:
     """The file's stored bytes, seekable; local or any fsspec URL."""
+    if "://" not in str(path_or_url):
+        return open(path_or_url, "rb")
     import fsspec
 
     return fsspec.open(str(path_or_url), "rb", compression=None).open()
