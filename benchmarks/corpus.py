@@ -22,7 +22,7 @@ import tempfile
 import time
 import venv
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,18 @@ STEPS = (
     ("duplicates", corpus.clean, "drop_duplicates"),
     ("personal data", corpus.clean, "remove_pii"),
 )
+
+# Stages that both sides have: what stands in the names of their steps.
+STAGES = {
+    "reading": ("reading", "READER: 🕷"),
+    "addresses": ("urls", "Url-filter"),
+    "extraction": ("extraction", "Trafilatura"),
+    "language": ("language", "Language ID"),
+    "words and rules": ("words", "rules", "Gopher", "C4", "FineWeb"),
+    "signatures and duplicates": ("signatures", "duplicates", "MinHash"),
+    "personal data": ("personal data", "PII"),
+    "files and everything else": ("Parquet", "everything else", "WRITER", "READER: 🐿"),
+}
 
 
 def environment(folder: Path) -> Path:
@@ -158,7 +170,7 @@ def stages(warcs: list[str], languages: tuple[str, ...], profile: str, out: Path
     config = CleanConfig(languages=languages, profile=profile)
     clean_crawl([(Path(warc).name, warc) for warc in warcs], out, out.with_suffix(".work"), config, workers=0)
     total = time.process_time() - started
-    return {**spent, "everything else": total - sum(spent.values()), "in all": total}
+    return {**spent, "everything else": total - sum(spent.values())}
 
 
 def limit(warcs: list[str]) -> tuple[float, float, int]:
@@ -208,8 +220,8 @@ def print_agreement(peer: dict[str, Any], mine: dict[str, Any], profile: str) ->
         print(f"    {title}: {', '.join(f'{reason} {count}' for reason, count in reasons) or 'none'}")
 
 
-def compare(python: Path, warcs: list[str], languages: tuple[str, ...], repeat: int, folder: Path) -> None:
-    """Run both sides on one population and print the tables."""
+def compare(python: Path, warcs: list[str], languages: tuple[str, ...], repeat: int, folder: Path) -> dict:
+    """Run both sides on one population and print the tables; what the peer did."""
     runs: dict[str, list[dict[str, Any]]] = {"fast": [], "faithful": []}
     peer: dict[str, Any] = {}
     for number in range(repeat):
@@ -231,27 +243,42 @@ def compare(python: Path, warcs: list[str], languages: tuple[str, ...], repeat: 
         )
     for profile, results in runs.items():
         print_agreement(peer, results[0], profile)
-    print("  datatrove's steps, CPU-seconds")
-    steps: Counter = Counter()
-    for name, seconds in peer["steps"]:
-        steps[name] += seconds
-    steps["decompression and framework"] = peer["cpu"] - peer["fixed"] - sum(steps.values())
-    for name, seconds in steps.items():
-        print(f"    {name:40}{seconds:8.2f}")
+    return peer
 
 
-def print_stages(warcs: list[str], folder: Path) -> None:
-    """Our stages by profile and population, each measured in a fresh process."""
+def print_stages(warcs: list[str], peers: dict[str, dict[str, Any]], folder: Path) -> None:
+    """CPU-seconds by stage and population, datatrove's of its own timers, each profile of ours in a fresh process."""
     for title, languages in POPULATIONS.items():
+        table = {"datatrove": by_stage(peers[title]["steps"])}
+        table["datatrove"]["reading"] += (
+            peers[title]["cpu"] - peers[title]["fixed"] - sum(table["datatrove"].values())
+        )
         for profile in ("fast", "faithful"):
             out = folder / f"stages-{profile}-{len(languages)}"
             command = [sys.executable, __file__, "--stages-of", profile, "--languages", ",".join(languages)]
             done = subprocess.run(
                 [*command, "--out", str(out), *warcs], capture_output=True, text=True, check=True
             )
-            print(f"  {profile}, {title}, CPU-seconds in one process")
-            for name, seconds in json.loads(done.stdout.splitlines()[-1]).items():
-                print(f"    {name:40}{seconds:8.2f}")
+            table[profile] = by_stage(json.loads(done.stdout.splitlines()[-1]).items())
+        print(f"{title}, CPU-seconds by stage, start-up aside; ours in one process")
+        print(f"  {'':28}{'datatrove':>10}{'fast':>8}{'ratio':>8}{'faithful':>10}{'ratio':>8}")
+        for stage in (*STAGES, "in all"):
+            theirs, fast, faithful = (
+                sum(t.values()) if stage == "in all" else t[stage] for t in table.values()
+            )
+            print(
+                f"  {stage:28}{theirs:10.2f}{fast:8.2f}{theirs / fast:8.1f}{faithful:10.2f}{theirs / faithful:8.1f}"
+            )
+
+
+def by_stage(steps: Iterable[tuple[str, float]]) -> Counter:
+    """CPU-seconds of either side's steps, by the stages that both have."""
+    spent: Counter = Counter()
+    for name, seconds in steps:
+        spent[next(stage for stage, words in STAGES.items() if any(word in name for word in words))] += (
+            seconds
+        )
+    return spent
 
 
 def main() -> None:
@@ -274,13 +301,13 @@ def main() -> None:
         folder = Path(name)
         warcs = [str(Path(warc).resolve()) for warc in options.warcs] or default_files(folder)
         python = environment(options.environment)
+        peers = {}
         for title, languages in POPULATIONS.items():
             print(f"{title}: {len(warcs)} files, {os.cpu_count()} cores")
             here = folder / (languages[0] if languages else "all")
             here.mkdir()
-            compare(python, warcs, languages, options.repeat, here)
-        print("our stages")
-        print_stages(warcs, folder)
+            peers[title] = compare(python, warcs, languages, options.repeat, here)
+        print_stages(warcs, peers, folder)
         reading, parsing, pages = limit(warcs)
         print(f"the machine's limit: {pages / (reading + parsing):.0f} pages a CPU-second "
               f"(decompression {reading:.2f} s, HTML parsing {parsing:.2f} s)")  # fmt: skip
