@@ -107,9 +107,8 @@ class Web:
         n, k = self.size(pages), self.edits(pages)
         row = np.repeat(np.arange(len(pages)), n)
         place = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
-        first = (mix(pages, 10) % n.astype(np.uint64)).astype(
-            np.int64
-        )  # a run of shingles, which may go round
+        # A run of shingles, which may go round.
+        first = (mix(pages, 10) % n.astype(np.uint64)).astype(np.int64)
         edited = (place - first[row]) % n[row] < k[row]
         source = np.where(edited, pages[row] + self.n_pages, self.original(pages)[row])
         value = mix(source * 512 + place, 11) >> np.uint64(33)

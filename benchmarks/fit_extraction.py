@@ -30,12 +30,13 @@ from corpus.extraction.blocks import Page
 from corpus.words import tokenize
 
 TREES, DEPTH, RATE = 120, 5, 0.2
+# Ridge on leaves; share of lines a tree sees; bins a feature; of the shares.
 L2, SHARE, BINS, SEED = (
     8.0,
     0.5,
     48,
     0,
-)  # ridge on leaves; share of lines a tree sees; bins a feature; of the shares
+)
 
 HEAD = '''"""The trees of prose.py, written by benchmarks/fit_extraction.py: features, thresholds, answers."""
 

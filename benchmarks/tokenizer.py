@@ -32,7 +32,7 @@ import numpy as np
 import psutil
 import tiktoken
 
-from model.shards import SplitConfig, share_of, write_shards
+from model.data.shards import SplitConfig, share_of, write_shards
 from model.tokenizer import SPECIAL_TOKENS, TokenizerConfig, load_tokenizer, split_pattern, train_tokenizer
 
 HELD_OUT = 0.02  # of the files
@@ -127,9 +127,8 @@ def speed(args) -> None:
     n_bytes = sum(len(text.encode()) for text in texts)
     print(f"{len(texts)} documents, {n_bytes / 1e6:.1f} MB")
     for threads in args.threads:
-        os.environ["RAYON_NUM_THREADS"] = str(
-            threads
-        )  # read once: give one number for tokenizers and kitoken
+        # Read once: give one number for tokenizers and kitoken.
+        os.environ["RAYON_NUM_THREADS"] = str(threads)
         encoders = encoders_of(args.tokenizer, threads)
         ids, seconds = {}, defaultdict(list)
         for _ in range(args.repeats):

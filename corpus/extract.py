@@ -21,10 +21,11 @@ PROFILES = ("fast", "faithful")
 TEXT = -800  # a line that scores more is text (thousandths of log odds)
 ASTRAY = 700  # so much more must a line score that stands away from most of the text:
 APART = 6  # lines between it and the rest
+# Where nearly nothing scores so: a line near the best one, if that is no worse than this.
 RELUCTANT = (
     1000,
     -3000,
-)  # where nearly nothing scores so: a line near the best one, if that is no worse than this
+)
 NEARLY_NOTHING = 0.2  # of the signs of a page's prose
 PROSE_CHARS = 60  # in a line of prose
 TITLE_ABOVE = 4  # lines; a heading so near above the text is its title

@@ -56,9 +56,8 @@ def note_death(task: Any, exit_code: int) -> bool:
         return False
     crashes = read_crashes(task.folder)
     killed = BY_ITSELF.get(-exit_code)
-    again = (
-        "memory" if exit_code == -signal.SIGKILL else "parser_crash"
-    )  # the kernel's way when memory is short
+    # The kernel's way when memory is short.
+    again = "memory" if exit_code == -signal.SIGKILL else "parser_crash"
     crashes[at] = killed or (again if at in crashes else FORGIVEN)
     file = crash_file(task.folder)
     file.with_suffix(".tmp").write_text(json.dumps(crashes))

@@ -15,15 +15,15 @@ from typing import BinaryIO
 from isal import isal_zlib
 
 GZIP_MAGIC = b"\x1f\x8b\x08"  # RFC 1952: ID1, ID2, CM = deflate
+# A member that unpacks to more, and to more than so many times its size.
 BOMB_BYTES, BOMB_RATIO = (
     256 << 20,
     100,
-)  # a member that unpacks to more, and to more than so many times its size
+)
 CHUNK = 1 << 16  # bytes read from the file, and decompressed, at a time
 MAX_LINE = 1 << 13  # bytes of a header line that are looked at (URLs of several thousand bytes exist)
-ARC_HEADER = re.compile(
-    rb"(\S.*) (\d{1,3}(?:\.\d{1,3}){3}) (\d{8,20}) (\S+) (\S+)\r?\n?"
-)  # ARC 1.0, the URL record
+# ARC 1.0, the URL record.
+ARC_HEADER = re.compile(rb"(\S.*) (\d{1,3}(?:\.\d{1,3}){3}) (\d{8,20}) (\S+) (\S+)\r?\n?")
 
 
 def starts_record(line: bytes) -> bool:
@@ -45,9 +45,8 @@ class ArchiveStream:
         self._member_start = 0
         self._untouched = False  # nothing of the current member was unpacked yet
         self._unpacked = 0  # bytes that the current member has given
-        self.fault = (
-            ""  # "", "truncated", "corrupt_gzip" or "compression_bomb": why the current member stopped
-        )
+        # "", "truncated", "corrupt_gzip" or "compression_bomb": why the current member stopped.
+        self.fault = ""
         self._load()
         self.is_gzip = self._raw.startswith(GZIP_MAGIC[:2])
         if self.is_gzip:

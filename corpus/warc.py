@@ -22,9 +22,8 @@ from corpus.stream import ARC_HEADER, BOMB_BYTES, BOMB_RATIO, MAX_LINE, ArchiveS
 
 MAX_BYTES = 64 << 20  # of a record, packed or unpacked; Common Crawl cuts pages at 1 to 5 MiB
 MAX_HEADER = 64 << 10  # bytes of WARC header lines of one record
-MANY_SLOW = (
-    16  # members in a row of another form, after which a file's members are not tried in one go any more
-)
+# Members in a row of another form, after which a file's members are not tried in one go any more.
+MANY_SLOW = 16
 NOT_PAGES = frozenset({"warcinfo", "request", "metadata", "filedesc"})
 HTML_TYPES = frozenset({"text/html", "application/xhtml+xml", "application/vnd.wap.xhtml+xml"})
 HTML_START = re.compile(rb"\s*(?:\xef\xbb\xbf)?\s*(?><!--.*?-->\s*)*<(?:!doctype\s+html|html)", re.I | re.S)

@@ -74,9 +74,8 @@ class Overlap:
         self.ngram, self.share = ngram, share
         self.examples: list[Example] = []
         self.too_short: list[Example] = []
-        self.whole: dict[int, list[tuple[np.ndarray, Example]]] = defaultdict(
-            list
-        )  # by hash of the first words
+        # By hash of the first words.
+        self.whole: dict[int, list[tuple[np.ndarray, Example]]] = defaultdict(list)
         self.n_words: list[int] = []
         runs: list[np.ndarray] = []
         for example in examples:

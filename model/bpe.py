@@ -103,9 +103,8 @@ class _Pieces:
         content[0] = content[np.cumsum(lengths)] = False
         self.ids[content] = id_of[np.frombuffer(b"".join(encoded), np.uint8)]
         self.tokens = [b"", *(bytes([value]) for value in alphabet)]
-        self.lengths = np.ones(
-            len(self.tokens) + merges, np.int64
-        )  # bytes of each token; a separator has one place
+        # Bytes of each token; a separator has one place.
+        self.lengths = np.ones(len(self.tokens) + merges, np.int64)
         self.sieve_bits = min(SIEVE_BITS, len(self.ids).bit_length())
         self.places: dict[Pair, np.ndarray] = {}  # of the pairs above the floor, in ascending order
 

@@ -313,9 +313,8 @@ def with_rehearsal(
     learnt = targets != IGNORE
     more = int(learnt.sum())
     count = batch.count + more
-    policy = batch.extra["weight"] * (
-        count / max(1, batch.count)
-    )  # the trainer will divide by the whole count
+    # The trainer will divide by the whole count.
+    policy = batch.extra["weight"] * (count / max(1, batch.count))
     rehearsal = learnt * (weight * count / max(1, more))
     extra = {
         name: torch.cat(

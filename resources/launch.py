@@ -92,9 +92,8 @@ class TrainingLauncher(dg.ConfigurableResource):
         threads = config.get("threads") or (config.get("params") or {}).get("threads") or self.threads
         env = {**os.environ, **QUIET, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(threads)}
         env["TOKENIZERS_PARALLELISM"] = "false"
-        env.setdefault(
-            "OMP_WAIT_POLICY", "PASSIVE"
-        )  # threads that spin for each other starve on a busy machine
+        # Threads that spin for each other starve on a busy machine.
+        env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         if not _has_gpu():
             env["DS_ACCELERATOR"] = "cpu"
         for name in [n for n in env if n.startswith("DAGSTER_PIPES_")]:

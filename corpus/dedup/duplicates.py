@@ -79,9 +79,8 @@ class Gone:
     pages: np.ndarray  # (D,) int64
     kept: np.ndarray  # (D,) int64
     step: np.ndarray  # (D,) uint8: URL, TEXT or NEAR
-    value: (
-        np.ndarray
-    )  # (D,) highest Jaccard similarity measured; 1 for the exact steps, NaN where none was measured
+    # (D,) highest Jaccard similarity measured; 1 for the exact steps, NaN where none was measured.
+    value: np.ndarray
     crawl: np.ndarray  # (D,) int64, number of the crawl of `kept`
     kept_ids: pa.Array  # (D,) string, record ids of `kept`
 
@@ -114,9 +113,8 @@ class _Search:
         self.folder, self.memory = folder, config.dedup_memory_mb << 20
         self.reached = np.zeros(pages.n_pages, dtype=np.uint8)  # the last step that each page takes part in
         self.went = np.zeros(pages.n_pages, dtype=bool)  # gone when its own crawl was cleaned
-        self.elders = np.zeros(
-            (2, 0), dtype=np.int64
-        )  # those of them whose kept page is among ours, and that page
+        # Those of them whose kept page is among ours, and that page.
+        self.elders = np.zeros((2, 0), dtype=np.int64)
         self.table: PageTable
         self.found: list[tuple[np.ndarray, np.ndarray, int, np.ndarray]] = []
 
@@ -303,9 +301,8 @@ class _Search:
                 break
             kept = further
         ids = pa.array(self.table.ids(kept), pa.binary()).cast(pa.string())
-        away = np.flatnonzero(
-            self.went[kept]
-        )  # what stays is in none of our files: its name is known, no more
+        # What stays is in none of our files: its name is known, no more.
+        away = np.flatnonzero(self.went[kept])
         if len(away):
             there, place = np.unique(kept[away], return_inverse=True)
             names = pa.array(self.pages.strings("duplicate_of", there)).take(pa.array(place))

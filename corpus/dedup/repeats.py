@@ -21,9 +21,8 @@ from corpus.config import CleanConfig
 from corpus.dedup.spill import Partitions
 from corpus.words import HAS_CJK, TOKEN, TOKEN_CJK, rolling_hash
 
-LEAST_WORDS = (
-    50  # a document that lost text and has fewer left goes: Gopher's least, arXiv 2112.11446, table A1
-)
+# A document that lost text and has fewer left goes: Gopher's least, arXiv 2112.11446, table A1.
+LEAST_WORDS = 50
 BYTES_A_LINE, BYTES_A_TOKEN = 40, 4  # of text, at least: to reckon how many there will be
 DIGIT, SPACES = re.compile(r"\d"), re.compile(r" {2,}")
 

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 
 ENTRY = 12  # bytes of an entry on disk: a key and a page
-SORTING = (
-    48  # bytes of an entry while its partition is sorted: keys, pages, order, and keys and pages in order
-)
+# Bytes of an entry while its partition is sorted: keys, pages, order, and keys and pages in order.
+SORTING = 48
 MAX_PARTITIONS = 4096
 LEAST_BUFFER = 1 << 12  # entries
 

@@ -94,9 +94,8 @@ def do_without_pandas() -> None:
 def work(socket_number: int, parent: int) -> None:
     """The life of a worker: receive a function, then tasks; send back progress and results."""
     die_with_parent(parent)
-    resource.setrlimit(
-        resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1])
-    )  # no core files
+    # No core files.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     do_without_pandas()
     connection = Connection(socket_number)

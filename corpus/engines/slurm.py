@@ -25,9 +25,8 @@ from corpus.engines.wire import pack, unpack_result
 
 ROOT = Path(__file__).resolve().parents[2]  # where `python -m corpus.engines.slurm_element` finds this room
 MAX_ELEMENTS = 1000  # of an array; Slurm's MaxArraySize is 1001 unless the site has raised it
-KILLED = (
-    -9
-)  # the exit code that is reported of an element that is gone; Slurm tells it only to its accounting
+# The exit code that is reported of an element that is gone; Slurm tells it only to its accounting.
+KILLED = -9
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,8 @@ from corpus import ledger
 from corpus.rules.meaning import NOT_READ_AGAIN
 
 PER_RULE = 20
-MAX_PARTS = (
-    400  # ledger files looked through; of more, evenly spaced ones (a full Common Crawl dump has 90,000)
-)
+# Ledger files looked through; of more, evenly spaced ones (a full Common Crawl dump has 90,000).
+MAX_PARTS = 400
 PAGE_SECONDS = 10  # of processor time, to read one page back
 MEMORY = 8 << 30  # bytes of address space of the process that reads pages back
 LOOK_AT = ["record_id", "outcome", "stage", "rule", "value"]

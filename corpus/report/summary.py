@@ -16,9 +16,8 @@ STEP_NAMES = {
     "pii": "personal data out",
 }
 CHANGED = {"dedup": "repeats taken out", "pii": "replaced"}  # what a step does to pages that stay
-BYTES_PER_TOKEN = (
-    4.0  # a rule of thumb for English and a large vocabulary; the tokenizer stage measures its own
-)
+# A rule of thumb for English and a large vocabulary; the tokenizer stage measures its own.
+BYTES_PER_TOKEN = 4.0
 SAMPLE_DOCUMENTS = 500  # that a tokenizer is tried on
 TOP_REASONS = 4
 

@@ -50,13 +50,11 @@ MEANINGS = {
     # pii
     "replaced": "Kept, with personal data replaced by placeholders.",
 }
-NOT_READ_AGAIN = frozenset(
-    {"parser_crash", "cpu_time", "memory", "parser_error"}
-)  # rules of pages that hurt the reader
+# Rules of pages that hurt the reader.
+NOT_READ_AGAIN = frozenset({"parser_crash", "cpu_time", "memory", "parser_error"})
 
-YES_OR_NO = frozenset(
-    {"empty", "no_main_text", "duplicate_url", "duplicate_text"}
-)  # their numbers say nothing
+# Their numbers say nothing.
+YES_OR_NO = frozenset({"empty", "no_main_text", "duplicate_url", "duplicate_text"})
 
 
 def meaning(rule: str | None) -> str:

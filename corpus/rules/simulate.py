@@ -41,12 +41,10 @@ class Simulation:
     of_which_with_duplicates: int = 0  # a duplicate of the page passes still and would come in its place
     dropped_later_now_here: int = 0  # passed the rules, but deduplication or a later step drops them
     dropped_now_passed: int = 0  # up to deduplication
-    taken_over_by: dict[str, int] = field(
-        default_factory=dict
-    )  # drops of this rule that another makes instead
-    taken_over_from: dict[str, int] = field(
-        default_factory=dict
-    )  # drops of others that this rule makes instead
+    # Drops of this rule that another makes instead.
+    taken_over_by: dict[str, int] = field(default_factory=dict)
+    # Drops of others that this rule makes instead.
+    taken_over_from: dict[str, int] = field(default_factory=dict)
     by_language: dict[str, dict[str, int]] = field(default_factory=dict)
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 

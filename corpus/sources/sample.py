@@ -55,9 +55,8 @@ SHARES = {  # of all pages: (share, at least); the rest are plain articles
     "revisit": (0.005, 1),
 }
 ENGLISH = ("almanac", "article", "blocked", "broken", "truncated")  # kinds that use up an English text each
-MIN_LETTERS = (
-    0.82  # of words and signs hold a letter: Gopher's rule (0.8; arXiv 2112.11446, table A1) and a margin
-)
+# Of words and signs hold a letter: Gopher's rule (0.8; arXiv 2112.11446, table A1) and a margin.
+MIN_LETTERS = 0.82
 log = logging.getLogger(__name__)
 
 
@@ -341,13 +340,14 @@ ORDER = (
     "revisit",
     "truncated",
 )
+# What has a language to be right about.
 PROSE = (
     *ENGLISH,
     "mirror",
     "near_duplicate",
     "other_language",
     "short",
-)  # what has a language to be right about
+)
 INFO_DATE = "2026-01-01T00:00:00Z"
 PROFILE = "http://netpreserve.org/warc/1.1/revisit/identical-payload-digest"
 

@@ -184,9 +184,8 @@ class Loader:
         pieces = epoch.between(begin, end)
         document, start = epoch.document[pieces], epoch.start[pieces]
         first, last = np.maximum(start, begin), np.minimum(start + epoch.length[pieces], end)
-        skipped = epoch.offset[pieces] + (
-            first - start
-        )  # tokens of the document before the first one read here
+        # Tokens of the document before the first one read here.
+        skipped = epoch.offset[pieces] + (first - start)
         shard, source = self.data.shard[document], self.data.start[document] + skipped
         at, length = first - begin, last - first
 

@@ -148,9 +148,8 @@ class Order:
     def _best_fit(self, order: np.ndarray, number: int) -> Epoch:
         t, length = self.seq_len, self._length[order]
         chunks, tail = length // t, length % t
-        chunk = np.arange(chunks.sum()) - np.repeat(
-            np.cumsum(chunks) - chunks, chunks
-        )  # 0, 1, … of its document
+        # 0, 1, … of its document.
+        chunk = np.arange(chunks.sum()) - np.repeat(np.cumsum(chunks) - chunks, chunks)
         tails = np.flatnonzero(tail)
         from_largest = (t - tail[tails]).astype(np.min_scalar_type(t))  # two bytes sort in linear time
         tails = tails[np.argsort(from_largest, kind="stable")]

@@ -13,9 +13,8 @@ class LiveText:
 
     def __init__(self, stops: Sequence[str] = ()):
         self.stops = [stop.encode() for stop in stops]
-        self.reach = (
-            max(map(len, self.stops), default=1) - 1
-        )  # bytes before a token that a match may begin in
+        # Bytes before a token that a match may begin in.
+        self.reach = max(map(len, self.stops), default=1) - 1
         self.data = bytearray()
         self.begin = 0  # a match may begin here: what a tool has written stops nothing
         self.shown = 0

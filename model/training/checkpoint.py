@@ -205,9 +205,8 @@ class Checkpoints:
         if self.world.rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
         else:
-            with suppress(
-                OSError
-            ):  # a full disk has room for an empty file; if not, PATIENCE ends the waiting
+            # A full disk has room for an empty file; if not, PATIENCE ends the waiting.
+            with suppress(OSError):
                 (partial / f"{_name(self.world.rank)}.failed").touch()
 
     def _hashes_of(self, rank: int, partial: Path) -> dict[str, str]:

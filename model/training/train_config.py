@@ -43,9 +43,8 @@ class TrainConfig:
     checkpoint_every: int = 100  # steps; one is made after the last in any case
     keep_checkpoints: int = 2  # the newest; the best one besides, where the script names what is best
     keep_best: bool = True
-    rollbacks: int = (
-        0  # times that a run whose loss spikes may go back (model/training/stability.py); 0: no such rule
-    )
+    # Times that a run whose loss spikes may go back (model/training/stability.py); 0: no such rule.
+    rollbacks: int = 0
     stats_every: int = 100  # steps; how far each layer moves (model/training/meter.py); 0: never
 
     def __post_init__(self):

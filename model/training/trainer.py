@@ -57,9 +57,8 @@ class TrainState:
     not_finite_steps: int = 0  # skipped because the gradient was not finite
     not_finite_in_a_row: int = 0
     loss: float = math.nan  # nats a token, of the last step that had any
-    recent: list[float] = field(
-        default_factory=list
-    )  # the last losses, for the rule of model/training/stability.py
+    # The last losses, for the rule of model/training/stability.py.
+    recent: list[float] = field(default_factory=list)
     high_in_a_row: int = 0
     skipped: list[list[int]] = field(default_factory=list)  # [step, n], one a rollback: data left out
     best: float | None = None  # the lowest number that the evaluation to be judged by has given
@@ -323,9 +322,8 @@ def _settings(config: TrainConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     every = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_IDENTITY}
     if config.rollbacks:  # go back to periodic checkpoints
         every["checkpoint_every"] = config.checkpoint_every
-    return {k: v for k, v in every.items() if k not in LAST_DIGITS}, {
-        k: every[k] for k in sorted(LAST_DIGITS)
-    }
+    numbers = {name: value for name, value in every.items() if name not in LAST_DIGITS}
+    return numbers, {name: every[name] for name in sorted(LAST_DIGITS)}
 
 
 def _lines(curve: list[dict[str, float]]) -> str:

@@ -101,9 +101,8 @@ def fork(work: Path, settings: dict, kill_at: int = -1, after: float | None = No
 
 def main(work: Path, settings: dict, every: int, times: int) -> None:
     work.mkdir(parents=True, exist_ok=True)
-    torch.use_deterministic_algorithms(
-        True, warn_only=True
-    )  # imports for two seconds: once, not in each fork
+    # Imports for two seconds: once, not in each fork.
+    torch.use_deterministic_algorithms(True, warn_only=True)
     if settings.get("engine") == "deepspeed":
         engine.import_deepspeed(World())
     began = time.perf_counter()

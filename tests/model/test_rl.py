@@ -40,9 +40,8 @@ def test_token_weights_are_those_computed_by_hand(kind, expected):
     batch = policy_rows([[1, 2, 3], [1]], [short, long], torch.tensor([1.0, -1.0]), config, 0, 2)
     assert batch.targets[0].tolist() == [IGNORE, IGNORE, 5, 6, IGNORE]
     assert batch.targets[1].tolist() == [5, 6, IGNORE, 8, 9]
-    weight = (
-        batch.extra["weight"] / batch.count * 2
-    )  # undo the trainer's division, and the mean over two answers
+    # Undo the trainer's division, and the mean over two answers.
+    weight = batch.extra["weight"] / batch.count * 2
     assert weight[0].tolist() == pytest.approx([0, 0, expected[0], expected[0], 0])
     assert weight[1].tolist() == pytest.approx([-expected[1], -expected[1], 0, -expected[1], -expected[1]])
 
