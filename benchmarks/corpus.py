@@ -1,6 +1,6 @@
 """Cleaning a crawl beside datatrove's FineWeb chain: documents per CPU-second, stage by stage, and who keeps what.
 
-    python benchmarks/corpus.py [WARC…]          without files: the real pages beside the checkout, else the sample
+    python -m benchmarks.corpus [WARC…]          without files: the real pages beside the checkout, else the sample
 
 Both sides read the same files and write their corpus to disk; CPU-seconds are those of the whole process trees,
 start-up included, and told: ours is what a crawl of one page a file takes, datatrove's what its own imports and block
@@ -25,8 +25,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import corpus.clean
 import corpus.ledger

@@ -1,6 +1,6 @@
 """How does deduplication grow? Synthetic signatures with planted near-duplicates, up to 20 million pages.
 
-    python benchmarks/dedup.py [--pages 1,2,5,10,20] [--memory 2048] [--scratch DIR]      millions of pages, MiB
+    python -m benchmarks.dedup [--pages 1,2,5,10,20] [--memory 2048] [--scratch DIR]      millions of pages, MiB
 
 Signature files are written as `stemma clean` writes them, but for the shingles, which are made up again from the
 page's number when they are asked for: reading, sorting, comparing and joining are the real thing. A quarter of the
@@ -26,8 +26,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from corpus.config import CleanConfig
 from corpus.dedup.duplicates import NEAR, Gone, find_duplicates

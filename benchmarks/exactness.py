@@ -1,8 +1,8 @@
 """How exactly the model computes what transformers and llama.cpp compute; the numbers of docs/model.md.
 
-    python benchmarks/exactness.py                                       random weights against transformers
-    python benchmarks/exactness.py --gguf SmolLM2.gguf                   real weights, from a file of llama.cpp
-    python benchmarks/exactness.py --llama-cpp FOLDER                    through its converter and back; with the
+    python -m benchmarks.exactness                                       random weights against transformers
+    python -m benchmarks.exactness --gguf SmolLM2.gguf                   real weights, from a file of llama.cpp
+    python -m benchmarks.exactness --llama-cpp FOLDER                    through its converter and back; with the
                                                                          package xllamacpp also in llama.cpp itself
 
 Every difference is the largest over all logits, between float32 and transformers in float64.

@@ -1,7 +1,7 @@
 """How well and how quickly is the main text taken out of real pages, ours beside others'?
 
     pip install -e '.[bench]'                                     # readability-lxml
-    python benchmarks/extraction.py ../shared/data/crawl          # every page; --every 8 for every eighth
+    python -m benchmarks.extraction ../shared/data/crawl          # every page; --every 8 for every eighth
 
 The folder holds WARC files and gold.jsonl.gz: a page's reference text (word F1 as a bag of words, of signs for
 Chinese; the mean over pages, and over languages), or segments that must and must not be in its text (precision, recall
@@ -17,8 +17,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from corpus.extraction.charset import decode
 from corpus.truth import word_f1

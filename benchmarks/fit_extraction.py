@@ -1,8 +1,8 @@
 """Fit the trees of corpus/extraction/prose.py, and say how well they do on sites that they have not seen.
 
     pip install -e '.[bench]'
-    python benchmarks/fit_extraction.py ../shared/data/crawl                 # cross-validated by site
-    python benchmarks/fit_extraction.py ../shared/data/crawl --write         # fit on all pages, write the table
+    python -m benchmarks.fit_extraction ../shared/data/crawl                 # cross-validated by site
+    python -m benchmarks.fit_extraction ../shared/data/crawl --write         # fit on all pages, write the table
 
 A line of a page with a reference text is text where half of its word triples stand in the reference. On pages that
 have only segments, a line with one is what the segment says, weighted high; other lines follow what two of trafilatura
@@ -14,16 +14,13 @@ import argparse
 import hashlib
 import json
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
-from extraction import Score, extractors, gold_pages
 
+from benchmarks.extraction import Score, extractors, gold_pages
 from corpus.extract import main_text
 from corpus.extraction import prose
 from corpus.extraction.blocks import Page

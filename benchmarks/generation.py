@@ -1,7 +1,7 @@
 """How fast does a model write, beside transformers' `generate`, and what do int8 weights cost?
 
-    python benchmarks/generation.py [--models demo,30M] [--folder DIR] [--batches 32] [--new 128] [--repeats 3]
-    python benchmarks/generation.py --loss --folder DIR [--text FILE] [--bytes 60000]
+    python -m benchmarks.generation [--models demo,30M] [--folder DIR] [--batches 32] [--new 128] [--repeats 3]
+    python -m benchmarks.generation --loss --folder DIR [--text FILE] [--bytes 60000]
 
 Both write greedily from the same weights and the same random prompts of 8 to 64 tokens, in one process, in turns;
 the ratio is the median over the turns. transformers runs with its default cache and, with --static, with its static
@@ -18,15 +18,12 @@ import math
 import platform
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from model.generate import generate
 from model.generation.quantise import quantise

@@ -1,7 +1,7 @@
 """Remake corpus/rules/languages.py: stop words and thresholds by language.
 
     pip download --no-deps wordfreq==3.1.1 && git clone https://github.com/huggingface/fineweb-2
-    python benchmarks/languages.py --wordfreq wordfreq-*.whl --fineweb-2 fineweb-2 > corpus/rules/languages.py
+    python -m benchmarks.languages --wordfreq wordfreq-*.whl --fineweb-2 fineweb-2 > corpus/rules/languages.py
 
 Stop words: the words of letters only that make up at least 0.5 % of a language's text in wordfreq 3.1.1 (Speer 2022;
 code Apache-2.0, data CC-BY-SA-4.0), at least 8 and at most 20 of them; single characters in Chinese, whose

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from evals.scaling import Law, Point, draw, fit
+from model.hashes import text_hash
 
 LEFT_TO_THE_DIAL = {
     "steps": 0,
@@ -24,14 +26,19 @@ def scaling(
 ) -> tuple[list[Point], Law]:
     """Train a base model of each depth on the corpus as it stands, the dial deciding all but what is in common.
 
-    Writes out/scaling.json and out/scaling.png; finished depths are found again when it is interrupted. Raises
-    FileNotFoundError where corpus or tokenizer is missing.
+    Writes out/scaling.json and out/scaling.png, and each model into a folder that is named by its depth and by what
+    decides it (code, settings, versions of the data), where it is found again. Raises FileNotFoundError where corpus
+    or tokenizer is missing.
     """
+    from resources.dvc_ledger import DvcLedger
     from resources.workspace import Workspace
 
-    params = Workspace(root).params()
+    params, ledger = Workspace(root).params(), DvcLedger(root)
     inputs = _inputs(root, params)
-    points = [_train(depth, params["base_model"] or {}, inputs, launcher, tracker, out) for depth in depths]
+    versions = {stage: ledger.recorded(stage) for stage in ledger.upstream("base_model")}
+    decides = {"code": ledger.code_version("base_model"), "versions": versions}
+    section = params["base_model"] or {}
+    points = [_train(depth, section, inputs, decides, launcher, tracker, out) for depth in depths]
     law = fit(points)
     draw(points, law, out / "scaling.png")
     found = {"points": [vars(point) for point in points], "law": vars(law)}
@@ -58,17 +65,25 @@ def _inputs(root: Path, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _train(
-    depth: int, section: Mapping[str, Any], inputs: dict[str, Any], launcher: Any, tracker: Any, out: Path
+    depth: int,
+    section: Mapping[str, Any],
+    inputs: dict[str, Any],
+    decides: dict[str, Any],
+    launcher: Any,
+    tracker: Any,
+    out: Path,
 ) -> Point:
     from model.pretrain import SHAPE  # all of it follows from depth here
 
     kept = {name: value for name, value in section.items() if name not in SHAPE}
     settings = {**kept, **LEFT_TO_THE_DIAL, "upsample": {}, "depth": depth}
-    folder = out / f"depth-{depth}"
+    key = text_hash(json.dumps(decides | {"settings": settings}, sort_keys=True))[:8]
+    folder, work = out / f"depth-{depth}-{key}", out / f"work-{depth}-{key}"
     if not (folder / "summary.json").is_file():
         with tracker.start(experiment="scaling", name=f"depth {depth}", params=settings) as run:
             config = {"params": settings, "inputs": inputs, "out": str(folder)}
-            config |= {"work": str(out / f"work-{depth}"), "metrics": str(run.metrics_path)}
-            launcher.run(None, "model.pretrain", config, out / f"work-{depth}")
+            config |= {"work": str(work), "metrics": str(run.metrics_path)}
+            launcher.run(None, "model.pretrain", config, work)
+        shutil.rmtree(work, ignore_errors=True)
     summary = json.loads((folder / "summary.json").read_text())
     return Point(depth, summary["parameters"], summary["tokens"], summary["flops"], summary["held_out_bpb"])

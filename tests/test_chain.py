@@ -61,6 +61,10 @@ def test_a_scaling_law_is_drawn_from_models_of_two_depths(grown):
     assert small["parameters"] < large["parameters"] and small["flops"] < large["flops"]
     assert (grown.root / "work" / "law" / "scaling.png").stat().st_size > 10_000
     assert all(row["state"] == "current" for row in status(grown).values())
+    begun = time.time()
+    grown.stemma("scaling", "--depths", "1,2", "--out", "work/law")
+    kept = list((grown.root / "work" / "law").glob("depth-*/summary.json"))
+    assert len(kept) == 2 and all(path.stat().st_mtime < begun for path in kept)
 
 
 def test_dvc_finds_nothing_to_do_and_nothing_changed(grown):

@@ -99,7 +99,8 @@ def prepare(model: dict) -> Trees:
     """Features asked and thresholds, tree by tree and level by level; all leaves' answers; where each tree's begin."""
     if model["features"] != list(FEATURES):
         raise RuntimeError(
-            "corpus/extraction/prose_trees.py was fitted for other features. Run benchmarks/fit_extraction.py --write."
+            "corpus/extraction/prose_trees.py was fitted for other features. "
+            "Run python -m benchmarks.fit_extraction --write."
         )
     asked = np.array([[FEATURES.index(name) for name, _ in tree["asks"]] for tree in model["trees"]])
     thresholds = np.array([[at for _, at in tree["asks"]] for tree in model["trees"]])
