@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.run_log import ConfigError
-from model.training.optimizer import Optimizer, param_groups, set_lr
+from model.training.optimizer import NEURONS, Optimizer, param_groups, set_lr
 from model.training.snapshot import WEIGHT, Part, Saved, Snapshot
 from model.training.train_config import TrainConfig
 from model.training.world import World, engine_name
@@ -84,6 +84,8 @@ class Engine:
             for kind, tensor in self._kinds(part):
                 copy = part.of(tensor).to("cpu", copy=True)
                 pieces[f"{part.name}/{kind}/{part.start}"] = copy
+        for part in itertools.islice(self._neurons(), self.world.rank, None, self.world.size):
+            pieces[f"{part.name}/{NEURONS}/0"] = part.holder.to("cpu", copy=True)
         return Snapshot(self.world.rank, pieces, self.optimizer.updates)
 
     def save(self, folder: Path) -> None:
@@ -98,11 +100,18 @@ class Engine:
             for part in parts:
                 for kind, tensor in self._kinds(part):
                     saved.fill(part, kind, tensor)
+        for part in self._neurons():
+            saved.fill(part, NEURONS, part.holder)
         self.optimizer.updates = saved.updates
 
     def _kinds(self, part: Part) -> list[tuple[str, Tensor]]:
         """The tensors in which this part has numbers."""
         return [(WEIGHT, part.holder), *self.optimizer.moments(part.holder).items()]
+
+    def _neurons(self) -> Iterator[Part]:
+        """What every rank has of Muon's matrices besides."""
+        for name, squares in self.optimizer.neurons.items():
+            yield Part(name, squares.shape, squares, 0, 0, squares.numel())
 
     def gathered(self) -> contextlib.AbstractContextManager:
         """Inside it `module` holds whole weights on every rank (ZeRO 3 keeps parts otherwise)."""

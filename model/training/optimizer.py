@@ -1,13 +1,16 @@
 """The optimiser: AdamW, or Muon for the matrices inside the blocks and AdamW for everything else.
 
 Muon (Keller Jordan, https://kellerjordan.github.io/posts/muon) replaces the momentum of a matrix, U·S·Vᵀ, by
-something near U·Vᵀ: all directions of an update become about equally large. Notable:
-- updates are scaled by 0.2·sqrt(the longer side), as large in the mean as AdamW's (Moonlight, arXiv 2502.16982),
-  so that a learning rate and a weight decay that suit AdamW suit Muon too;
+something near U·Vᵀ: all directions of an update become about equally large. NorMuon (arXiv 2510.05491) then makes the
+neurons' shares of it equally large over time, by a running mean of squares as in Adam, one number a neuron. Notable:
+- neurons are rows or columns, whichever are more: orthogonalising has made the fewer ones alike already;
+- an update's root mean square is 0.2, as AdamW's is in the mean (Moonlight, arXiv 2502.16982), so that a learning
+  rate and a weight decay that suit AdamW suit Muon too;
 - matrices of one shape are orthogonalised together, as one batch;
 - it steps whole weights or ZeRO's flat partitions: `place` tells which numbers of which weights a tensor holds.
   Momentum stays in parts; ranks add their parts up to whole matrices, each rank orthogonalises its share of them,
-  and all get all (one reduce-scatter and one all-gather). DeepSpeed's own Muon computes in half precision and
+  and all get all (one reduce-scatter and one all-gather). The neurons' squares are few: every rank has all of them.
+  DeepSpeed's own Muon computes in half precision and
   clips after orthogonalising, so it could not take the same steps at all stages;
 - where it sees whole gradients it clips them to one norm, and does nothing when that is not finite (ZeRO does
   both before it calls).
@@ -36,7 +39,10 @@ NEWTON_SCHULZ_STEPS = 5
 # of any, is not held up by gradients of weights that are long gone.
 MOMENTUM_AT_FIRST, MOMENTUM_STEPS = 0.85, 300
 RMS = 0.2  # of AdamW's usual updates, Moonlight, arXiv 2502.16982, section 2.2
+NEURON_BETA = 0.9  # of the neurons' mean squares; 0.95, the paper's, did as well (docs/optimizer.md)
 ADAM_KINDS, MUON_KINDS = ("exp_avg", "exp_avg_sq"), ("momentum",)  # moments, as torch names AdamW's
+NEURONS = "neuron_sq"
+EPS = 1e-7  # added to what is divided by
 TOGETHER = 2**25  # numbers in one batch of matrices and rank: 64 MB in bfloat16
 
 
@@ -54,13 +60,19 @@ class Optimizer(torch.optim.AdamW):
         # Updates of each of Muon's tensors, known without asking the device. ZeRO calls `step` once for every group.
         self._taken: dict[Tensor, int] = defaultdict(int)
         self.parts: dict[Tensor, list[Part]] = {}
+        self.neurons: dict[
+            str, Tensor
+        ] = {}  # mean squares of the neurons of each of Muon's matrices, by its name
         self._kinds: dict[Tensor, tuple[str, ...]] = {}
 
     def place(self, group: int, parts: Iterable[Part]) -> None:
         """Tell what the holders of these parts hold, in an order that is the same on every rank."""
+        muon = self.param_groups[group]["muon"]
         for part in parts:
             self.parts.setdefault(part.holder, []).append(part)
-            self._kinds[part.holder] = MUON_KINDS if self.param_groups[group]["muon"] else ADAM_KINDS
+            self._kinds[part.holder] = MUON_KINDS if muon else ADAM_KINDS
+            if muon:
+                self.neurons[part.name] = torch.zeros(max(part.shape), device=self.world.device)
 
     def moments(self, holder: Tensor) -> dict[str, Tensor]:
         """The moments of a placed tensor by name, each laid out like it; zeros before the first step."""
@@ -105,7 +117,7 @@ class Optimizer(torch.optim.AdamW):
         return math.isfinite(self.grad_norm)
 
     def _muon_step(self, group: dict) -> None:
-        """Momentum (Nesterov's), orthogonalised; gradients are overwritten."""
+        """Momentum (Nesterov's), orthogonalised, neurons evened out; gradients are overwritten."""
         holders = [p for p in group["params"] if p.grad is not None]
         if not holders:
             return
@@ -119,11 +131,11 @@ class Optimizer(torch.optim.AdamW):
         torch._foreach_lerp_(gradients, momenta, momentum)
         torch._foreach_mul_(holders, 1 - group["lr"] * group["weight_decay"])
         for parts in self._batches(part for p in holders for part in self.parts[p]):
-            if updates := _slices(self._orthogonal(parts), parts):
+            updates = even_out(self._orthogonal(parts), [self.neurons[part.name] for part in parts])
+            if slices := _slices(updates, parts):
                 weights = [part.of(part.holder) for part in parts if part.numel]
-                updates = [update.to(weights[0]) for update in updates]
-                size = RMS * max(parts[0].shape) ** 0.5
-                torch._foreach_add_(weights, updates, alpha=-group["lr"] * size)
+                slices = [update.to(weights[0]) for update in slices]
+                torch._foreach_add_(weights, slices, alpha=-group["lr"] * RMS)
 
     def _batches(self, parts: Iterable[Part]) -> Iterator[list[Part]]:
         """Parts of matrices of one shape, as many as may be orthogonalised together."""
@@ -169,11 +181,24 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + EPS)
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = torch.bmm(x, x.mT)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT.contiguous() if tall else x
+
+
+def even_out(updates: Tensor, squares: list[Tensor]) -> Tensor:
+    """Updates (N, R, C), each neuron divided by its root mean square over time, each matrix by its own now.
+
+    squares: N running means, of max(R, C) numbers each; updated in place. Returns float32; zero stays zero.
+    """
+    updates = updates.float()
+    within = -1 if updates.shape[-2] >= updates.shape[-1] else -2
+    torch._foreach_lerp_(squares, list(updates.square().mean(within)), 1 - NEURON_BETA)
+    updates = updates / (torch.stack(squares).sqrt().unsqueeze(within) + EPS)
+    size = updates.square().mean((-2, -1), keepdim=True).sqrt()
+    return updates / (size + EPS)
 
 
 def param_groups(model: nn.Module, config: TrainConfig) -> list[dict]:

@@ -7,7 +7,8 @@ Notable:
 - each rank writes what it holds, as flat pieces named `weight's name/kind/first number`, into a safetensors file
   of its own. ZeRO's stages differ in who holds which piece and in nothing else, so a checkpoint of two ranks at
   stage 2 is read by one rank of plain torch, and the other way round;
-- kinds are `weight` and the optimiser's own names: `exp_avg` and `exp_avg_sq` (AdamW), `momentum` (Muon);
+- kinds are `weight` and the optimiser's own names: `exp_avg` and `exp_avg_sq` (AdamW), `momentum` and `neuron_sq`
+  (Muon; one number a neuron, which every rank has and one writes);
 - no pickle, no file but safetensors; the count of updates stands in its header.
 """
 

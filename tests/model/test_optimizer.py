@@ -6,7 +6,7 @@ from train_tiny import batch_at, tiny_model
 
 from model.run_log import ConfigError
 from model.training import engine, optimizer
-from model.training.optimizer import orthogonalize, param_groups
+from model.training.optimizer import even_out, orthogonalize, param_groups
 from model.training.train_config import TrainConfig
 from model.training.trainer import token_loss
 from model.training.world import World
@@ -21,13 +21,26 @@ def test_orthogonalized_matrices_keep_their_directions_and_lose_their_lengths(sh
         u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
         core = u.mT @ result @ vh.mT  # diagonal where the singular vectors are kept
         assert (core - core.diag().diag()).abs().max() < 1e-3
-        assert (
-            core.diag()[:-4].min() > 0.6 and core.diag().max() < 1.25
-        )  # the last few were too small to catch up
+        # The last few were too small to catch up.
+        assert core.diag()[:-4].min() > 0.6 and core.diag().max() < 1.25
 
 
 def test_a_zero_matrix_stays_zero():
     assert not orthogonalize(torch.zeros(2, 4, 8)).any()
+    assert not even_out(torch.zeros(2, 4, 8), [torch.zeros(8), torch.zeros(8)]).any()
+
+
+def test_neurons_that_get_small_updates_all_the_time_get_updates_as_large_as_the_others():
+    generator = torch.Generator().manual_seed(0)
+    share = torch.logspace(-2, 0, 16)
+    squares = [torch.zeros(16)]
+    for _ in range(50):
+        tall = even_out(share[:, None] * torch.randn(1, 16, 8, generator=generator), squares)
+    assert squares[0].sqrt() == pytest.approx(share, rel=0.5)
+    assert tall.square().mean().sqrt() == pytest.approx(1)
+    assert tall[0, 0].square().mean() > 0.2
+    wide = even_out(tall.mT, [squares[0].clone()])
+    assert wide.shape == (1, 8, 16)
 
 
 def test_muon_takes_the_matrices_inside_the_blocks_and_adamw_the_rest():
@@ -59,6 +72,7 @@ def test_muon_steps_as_its_definition_says(monkeypatch):
         ]
         adamw = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), eps=1e-8)
         momenta = {p: torch.zeros_like(p) for p in muon}
+        squares = {p: torch.zeros(max(p.shape)) for p in muon}
         for step in range(3):
             batch = batch_at(step)
             for model, backward in (
@@ -69,7 +83,7 @@ def test_muon_steps_as_its_definition_says(monkeypatch):
             norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
             assert opened.step(1e-2) == pytest.approx(float(norm), rel=1e-5)
             for p in muon:
-                _plain_muon(p, p.grad, momenta[p], lr=2e-2, beta=0.85 + 0.1 * step / 300)
+                _plain_muon(p, p.grad, momenta[p], squares[p], lr=2e-2, beta=0.85 + 0.1 * step / 300)
             adamw.step()
             adamw.zero_grad()
             plain.zero_grad()
@@ -84,13 +98,16 @@ def test_momentum_grows_for_300_steps_to_what_was_asked_and_never_begins_above_i
 
 
 @torch.no_grad()
-def _plain_muon(p, gradient, momentum, lr, beta, decay=0.1):
+def _plain_muon(p, gradient, momentum, squares, lr, beta, decay=0.1):
     momentum.mul_(beta).add_(gradient, alpha=1 - beta)
     x = gradient * (1 - beta) + momentum * beta
     x = x / (x.norm() + 1e-7)
     for _ in range(5):
         x = 3.4445 * x - 4.7750 * (x @ x.T) @ x + 2.0315 * (x @ x.T) @ (x @ x.T) @ x
-    p -= lr * decay * p + lr * 0.2 * max(p.shape) ** 0.5 * x
+    tall = p.shape[0] >= p.shape[1]
+    squares.mul_(0.9).add_((x**2).mean(1 if tall else 0), alpha=0.1)
+    x = x / ((squares[:, None] if tall else squares).sqrt() + 1e-7)
+    p -= lr * decay * p + lr * 0.2 * x / ((x**2).mean().sqrt() + 1e-7)
 
 
 def test_offload_that_the_stage_cannot_do_is_refused():
