@@ -31,7 +31,8 @@ from model.transformer import Config, Transformer
 
 DEPTH, SEQ_LEN = 4, 256
 ADAMW_LRS = (4e-3, 8e-3, 1.6e-2)
-MUON_LRS = (2e-3, 4e-3, 8e-3)  # of the matrices; the rest keep AdamW's best
+MUON_LRS = ((1.6e-2, 8e-3), (2.4e-2, 1.6e-2), (3.2e-2, 2.4e-2))  # of the rest, of the matrices
+MOMENTUM = 0.85
 SHARES = (0.75, 0.6, 0.5)  # of AdamW's steps
 
 
@@ -39,16 +40,18 @@ SHARES = (0.75, 0.6, 0.5)  # of AdamW's steps
 class Run:
     optimizer: str
     lr: float
-    matrix_lr: float
+    matrix_lr: float  # 0: the same
     steps: int
     seed: int
     rows: int = 4  # a step
+    momentum: float = MOMENTUM
 
     def config(self) -> TrainConfig:
         return TrainConfig(
             optimizer=self.optimizer,
             lr=self.lr,
             matrix_lr=self.matrix_lr,
+            momentum=self.momentum,
             steps=self.steps,
             seed=self.seed,
             warmup=0.05,
@@ -104,7 +107,7 @@ def compare(runs: Runs, steps: int, seeds: int, rows: int) -> None:
     """Make the runs that are missing, then print the table."""
     adamw = min((Run("adamw", lr, 0.0, steps, 0, rows) for lr in ADAMW_LRS), key=runs)
     fewer = round(SHARES[0] * steps)
-    muon = min((Run("muon", adamw.lr, lr, fewer, 0, rows) for lr in MUON_LRS), key=runs)
+    muon = min((Run("muon", lr, matrix_lr, fewer, 0, rows) for lr, matrix_lr in MUON_LRS), key=runs)
     for seed in range(seeds):
         runs(dataclasses.replace(adamw, seed=seed))
         for share in SHARES:

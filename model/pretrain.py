@@ -123,12 +123,14 @@ class PretrainConfig(TrainConfig):
         parameters = model.num_params()
         tokens = self.tokens or round(self.epochs * (tokens_an_epoch or 0))
         tokens = tokens or self.steps * self.batch_tokens or dial.horizon(parameters, tokens_an_epoch)
-        found = dial.turn(model.config.d_model, parameters, tokens, self.seq_len, self.batch_tokens)
+        batch, width = self.batch_tokens, model.config.d_model
+        found = dial.turn(width, parameters, tokens, self.seq_len, batch, self.optimizer)
         return dataclasses.replace(
             self,
             batch_tokens=found.batch_tokens,
             steps=self.steps or max(1, round(tokens / found.batch_tokens)),
             lr=self.lr or found.lr,
+            matrix_lr=self.matrix_lr or (0.0 if self.lr else found.matrix_lr),
             weight_decay=found.weight_decay if self.weight_decay is None else self.weight_decay,
             tokens=0,
             epochs=0.0,

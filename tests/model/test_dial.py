@@ -32,6 +32,16 @@ def test_a_deeper_model_gets_more_tokens_larger_batches_and_a_lower_rate():
     assert all(t.batch_tokens % 256 == 0 for t in turned)
 
 
+def test_muon_gets_rates_of_its_own_unless_a_rate_is_given():
+    found = PretrainConfig(optimizer="muon", depth=4).dialled(on_paper(4), None)
+    assert found.matrix_lr > PretrainConfig(depth=4).dialled(on_paper(4), None).lr
+    assert found.lr > found.matrix_lr > 0
+    assert (
+        PretrainConfig(optimizer="muon", lr=1e-3).dialled(on_paper(4), None).matrix_lr == 0
+    )  # the same as lr
+    assert PretrainConfig(optimizer="muon", matrix_lr=2e-3).dialled(on_paper(4), None).matrix_lr == 2e-3
+
+
 def test_the_batch_at_gpt_2s_size_is_the_published_laws():
     # 0.0306 · (20 · 124e6)^0.383 sequences of 2,048 = 250,000 tokens, which is 2^18 to the next power of two.
     assert dial.turn(768, 124_000_000, 20 * 124_000_000, 1024).batch_tokens == 2**18
