@@ -35,7 +35,7 @@ from model.transformer import Config, Transformer
 
 FP32 = 4  # bytes: weights, gradients and optimiser states are float32 at every stage
 LEAST_MICRO_BATCH = 4096  # tokens; smaller parts of a step leave a GPU idle between kernels
-TRIALS = 3  # steps timed, after one that is not
+TRIALS, TRIAL_SECONDS = 3, 2.0  # steps timed at least, after one that is not, and for how long at least
 USABLE = 0.9  # of the memory; the rest is for the allocator, NCCL and the kernels' own work space
 
 
@@ -225,8 +225,8 @@ def trial(model: Transformer, config: TrainConfig, rows: int, seq_len: int, worl
     engine = open_engine(copy.deepcopy(model), alone, World(device=world.device))
     part = max(1, rows // world.size // config.micro_batches)
     ids = torch.arange(part * seq_len, device=world.device).view(part, seq_len) % model.config.vocab_size
-    passes, updates = [], []
-    for _ in range(TRIALS + 1):
+    passes, updates, until = [], [], time.perf_counter() + TRIAL_SECONDS
+    while len(passes) <= TRIALS or time.perf_counter() < until:
         passes.append(_seconds(world.device, lambda: _one_pass(engine, ids)))
         updates.append(_seconds(world.device, lambda: engine.step(config.lr)))
     # The first one loads kernels, and compiles.
