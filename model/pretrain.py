@@ -64,8 +64,6 @@ class PretrainConfig(TrainConfig):
       1.2M tokens, 1,172 steps of 1,024, each page read  65 times: 44 of 60, 2.33 (lr 6e-3; the others 8e-3)
       1.4M tokens, 1,367 steps of 1,024, each page read 85 times: 59 of 60, 2.35; 152 CPU seconds
     That was AdamW; Muon makes of the last line 67 known facts (59) and 2.31, and a step 1.2 times as long.
-    Two threads beside other busy processes want OMP_WAIT_POLICY=PASSIVE in the environment: without it they wait
-    for each other spinning, measured 9 times slower at a load of 5 on 2 cores.
     """
 
     depth: int = 4  # layers; sets the width too (transformer.Config.from_depth)

@@ -6,7 +6,8 @@ Dagster but `dagster-pipes`. Notable:
 - its output goes where ours goes: to the terminal (through a pseudo-terminal, so that progress bars draw
   themselves there) or to Dagster's compute log; the last lines are kept for the sentence that tells of a failure;
 - its result comes back as the Pipes message {"result": {...}}, or from the JSON file config["result"];
-- the number of threads is fixed and not the machine's, because sums of floats depend on it.
+- the number of threads is fixed and not the machine's, because sums of floats depend on it; how they wait for each
+  other, which changes no number, depends on whether the machine is busy (docs/training-speed.md).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import psutil
 from pydantic import Field
 
 from resources.supervisor import GRACE, Supervised
@@ -34,6 +36,14 @@ from resources.supervisor import GRACE, Supervised
 ROOT = Path(__file__).resolve().parent.parent
 LAST_LINES = 20  # of the script's output, in the sentence that tells of its failure
 QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "DISABLE_TELEMETRY": "1"}
+
+
+SPARE = 0.4  # of a core may be busy with something else
+
+
+def idle_cores(seconds: float = 0.5) -> float:
+    """How many CPU cores' worth of time nobody used just now."""
+    return psutil.cpu_count() * (1 - psutil.cpu_percent(seconds) / 100)
 
 
 class TrainingLauncher(dg.ConfigurableResource):
@@ -92,8 +102,9 @@ class TrainingLauncher(dg.ConfigurableResource):
         threads = config.get("threads") or (config.get("params") or {}).get("threads") or self.threads
         env = {**os.environ, **QUIET, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(threads)}
         env["TOKENIZERS_PARALLELISM"] = "false"
-        # Threads that spin for each other starve on a busy machine.
-        env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        # Threads that spin for each other are 1.6 times as fast as threads that sleep, and starve on a busy machine.
+        if threads > 1 and idle_cores() < threads - SPARE:
+            env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         if not _has_gpu():
             env["DS_ACCELERATOR"] = "cpu"
         for name in [n for n in env if n.startswith("DAGSTER_PIPES_")]:

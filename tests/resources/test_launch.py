@@ -95,6 +95,15 @@ def test_a_script_in_dagster_reports_by_pipes_and_logs_there(project, capfd):
     assert "hello from the script" in logged
 
 
+def test_threads_sleep_while_they_wait_where_the_machine_is_busy(project, monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    for idle, threads, policy in ((0.9, 2, "PASSIVE"), (1.9, 2, None), (0.1, 1, None)):
+        monkeypatch.setattr("resources.launch.idle_cores", lambda idle=idle: idle)
+        assert launcher(project).environment({"threads": threads}).get("OMP_WAIT_POLICY") == policy
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert launcher(project).environment({"threads": 2})["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
 def test_the_environment_fixes_threads_and_turns_telemetry_off(project, monkeypatch):
     monkeypatch.delenv("DS_ACCELERATOR", raising=False)
     env = launcher(project).run(None, "script", {"params": {}}, project / "work")["env"]
