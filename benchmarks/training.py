@@ -14,7 +14,7 @@ Who takes part (--compare); PATH is a clone of karpathy/nanoGPT or karpathy/nano
 - nanochat: nanochat's model with its own optimiser (Muon and AdamW), in its loop's order, every layer with the whole
   context as all others here; it has value embeddings, which are many parameters more and hardly any work.
 
-All train in one process on the same random tokens, each in a thread of its own, and take turns of a few steps; what is
+Each trains in a process of its own on the same random tokens, and they take turns of a few steps; what is
 printed is the median over the turns, and the ratio to the first is the median of the ratios turn by turn, so that a
 machine that is busy for a while is busy for all. CPU seconds count all threads and change less on a busy machine.
 Shapes give all but nanochat the same layers, width, vocabulary and, but for gains and positions, as many parameters:
@@ -25,17 +25,20 @@ Compilation, and the first steps, are not in the times.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -129,61 +132,43 @@ class Over(Exception):
     """Raised inside a loop to end it."""
 
 
-class Contestant(threading.Thread):
-    """Trains in a thread of its own, and waits at the beginning of each step until it is given a turn."""
+class Turn(NamedTuple):
+    """What a few steps took."""
 
-    def __init__(self, name: str, setting: Setting):
-        super().__init__(name=name, daemon=True)
-        self.setting, self.loop = setting, CONTESTANTS[name]
-        self.mine, self.theirs = threading.Semaphore(0), threading.Semaphore(0)
-        self.left, self.number, self.over, self.error = 0, 0, False, None
+    seconds: float  # a step
+    cpu_seconds: float
+    memory: float  # bytes of the GPU that were allocated at most, so far
+    parameters: str
+
+
+class Contestant:
+    """In a process of its own: trains, and waits at the beginning of each step until it is given a turn."""
+
+    def __init__(self, setting: Setting, pipe: Connection):
+        self.setting, self.pipe = setting, pipe
+        self.left = self.steps = self.number = 0
         self.parameters = ""
-        self.seconds: list[float] = []  # a step, one number a turn
-        self.cpu_seconds: list[float] = []
-        self.deterministic = False
-
-    def run(self) -> None:
-        try:
-            self.loop(self)
-        except Over:
-            pass
-        except BaseException as error:  # to be raised where it is seen
-            self.error = error
-        self.theirs.release()
 
     def tokens(self, _step: int = 0) -> Tensor:
         """The next step's tokens, once it is our turn."""
         if not self.left:
-            self.deterministic = torch.are_deterministic_algorithms_enabled()
-            self.theirs.release()
-            self.mine.acquire()
-            torch.use_deterministic_algorithms(self.deterministic, warn_only=True)
-        if self.over:
+            if self.steps:
+                self.pipe.send(self._taken())
+            self.left = self.steps = self.pipe.recv()
+            self.began, self.cpu = time.perf_counter(), time.process_time()
+        if not self.left:
             raise Over
         self.left -= 1
         self.number += 1
         return self.setting.tokens(self.number)
 
-    def turn(self, steps: int) -> None:
-        """Train so many steps and note the time that each took."""
-        self.left = steps
-        began, cpu = time.perf_counter(), time.process_time()
-        if self.is_alive():
-            self.mine.release()
-        else:
-            self.start()
-        self.theirs.acquire()
+    def _taken(self) -> Turn:
+        memory = 0.0
         if self.setting.device.type == "cuda":
             torch.cuda.synchronize()
-        if self.error:
-            raise self.error
-        self.seconds.append((time.perf_counter() - began) / steps)
-        self.cpu_seconds.append((time.process_time() - cpu) / steps)
-
-    def end(self) -> None:
-        self.over, self.left = True, 1
-        self.mine.release()
-        self.join()
+            memory = torch.cuda.max_memory_allocated()
+        wall, cpu = time.perf_counter() - self.began, time.process_time() - self.cpu
+        return Turn(wall / self.steps, cpu / self.steps, memory, self.parameters)
 
     def has(self, model: nn.Module, embedding: nn.Parameter) -> None:
         total = sum(p.numel() for p in model.parameters())
@@ -348,46 +333,80 @@ CONTESTANTS: dict[str, Callable[[Contestant], None]] = {
 }
 
 
-def compare(names: list[str], setting: Setting, turns: int, steps: int, warmup: int) -> list[Contestant]:
+def run(name: str, setting: Setting, pipe: Connection) -> None:
+    """What the process of a contestant does."""
+    torch.set_num_threads(setting.train.threads)
+    torch.set_float32_matmul_precision("high" if setting.device.type == "cuda" else "highest")
+    if not setting.train.compile:  # the functions of nanochat's optimiser are decorated with torch.compile
+        torch.compiler.set_stance("force_eager")
+    with suppress(Over):
+        CONTESTANTS[name](Contestant(setting, pipe))
+
+
+class Seat:
+    """A contestant as seen from outside."""
+
+    def __init__(self, name: str, setting: Setting):
+        context = multiprocessing.get_context("spawn")
+        self.name, self.turns = name, []
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=run, args=(name, setting, theirs), name=name, daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def turn(self, steps: int) -> None:
+        """Have it train so many steps. Raises RuntimeError if its process has ended."""
+        try:
+            self.pipe.send(steps)
+            self.turns.append(self.pipe.recv())
+        except (EOFError, OSError) as error:
+            raise RuntimeError(f"{self.name} has failed; its own message stands above.") from error
+
+    def end(self) -> None:
+        self.pipe.send(0)
+        self.process.join()
+
+
+def compare(names: list[str], setting: Setting, turns: int, steps: int, warmup: int) -> list[Seat]:
     """Let them take turns."""
-    contestants = [Contestant(name, setting) for name in names]
-    for contestant in contestants:
-        contestant.turn(warmup)
-        contestant.seconds.clear(), contestant.cpu_seconds.clear()
+    seats = [Seat(name, setting) for name in names]
+    for seat in seats:
+        seat.turn(warmup)
+        seat.turns.clear()
     for number in range(turns):
-        for contestant in contestants if number % 2 else reversed(contestants):
-            contestant.turn(steps)
-    for contestant in contestants:
-        contestant.end()
-    return contestants
+        for seat in seats if number % 2 else reversed(seats):
+            seat.turn(steps)
+    for seat in seats:
+        seat.end()
+    return seats
 
 
-def report(contestants: list[Contestant], setting: Setting) -> None:
+def report(seats: list[Seat], setting: Setting) -> None:
     """A table in Markdown."""
     tokens = setting.shape.tokens * setting.train.micro_batches
     with torch.device("meta"):
         flops = Transformer(setting.shape.config).flops_per_token(setting.shape.seq_len)
     peak, where = 0.0, ""
-    if (
-        setting.device.type == "cuda"
-    ):  # on a CPU the peak would have to be measured, and one that is busy has none
+    if setting.device.type == "cuda":
+        # On a CPU the peak would have to be measured, and one that is busy has none.
         peak, where = peak_flops(setting.device, setting.train.precision)
-        where += f" At most {torch.cuda.max_memory_allocated() / 1e9:.1f} GB were allocated, by all together."
     print(f"{flops / 1e6:,.0f} MFLOPs a token, forward and backward. {where}\n")
-    print("| | parameters | tokens/s | MFU | CPU-s a step | time beside the first | CPU-s beside the first |")
-    print("|---|---|--:|--:|--:|--:|--:|")
-    for c in contestants:
-        speed, cpu = tokens / statistics.median(c.seconds), statistics.median(c.cpu_seconds)
-        beside = [
-            statistics.median(a / b for a, b in zip(mine, first, strict=True))
-            for mine, first in (
-                (c.seconds, contestants[0].seconds),
-                (c.cpu_seconds, contestants[0].cpu_seconds),
-            )
-        ]
-        mfu = f"{100 * speed * flops / peak:.0f} %" if peak and c.name != "nanochat" else ""
+    print(
+        "| | parameters | tokens/s | MFU | GB | CPU-s a step | time beside the first | CPU-s beside the first |"
+    )
+    print("|---|---|--:|--:|--:|--:|--:|--:|")
+    for seat in seats:
+        speed = tokens / statistics.median(turn.seconds for turn in seat.turns)
+        cpu = statistics.median(turn.cpu_seconds for turn in seat.turns)
+        pairs = list(zip(seat.turns, seats[0].turns, strict=True))
+        wall_ratio = statistics.median(mine.seconds / first.seconds for mine, first in pairs)
+        cpu_ratio = statistics.median(mine.cpu_seconds / first.cpu_seconds for mine, first in pairs)
+        mfu = f"{100 * speed * flops / peak:.0f} %" if peak and seat.name != "nanochat" else ""
+        last = seat.turns[-1]
+        memory = f"{last.memory / 1e9:.1f}" if last.memory else ""
         print(
-            f"| {c.name} | {c.parameters} | {speed:,.0f} | {mfu} | {cpu:.3f} | {beside[0]:.3f} | {beside[1]:.3f} |"
+            f"| {seat.name} | {last.parameters} | {speed:,.0f} | {mfu} | {memory} | {cpu:.3f} | {wall_ratio:.3f} | "
+            f"{cpu_ratio:.3f} |"
         )
 
 
@@ -432,8 +451,6 @@ def main(argv: list[str] | None = None) -> int:
     shape = SHAPES[options.shape]
     device = torch.device(options.device)
     shape = replace(shape, rows=options.rows or (shape.rows if device.type == "cpu" else shape.gpu_rows))
-    torch.set_num_threads(options.threads)
-    torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")
     print(
         f"{options.shape}: {shape.config.n_layer} layers, {shape.config.d_model} wide, vocabulary "
         f"{shape.config.vocab_size:,}; {shape.rows} × {shape.seq_len} tokens, {options.micro_batches} micro-batches; "
