@@ -21,6 +21,7 @@ import signal
 import sys
 import termios
 import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -42,8 +43,20 @@ SPARE = 0.4  # of a core may be busy with something else
 
 
 def idle_cores(seconds: float = 0.5) -> float:
-    """How many CPU cores' worth of time nobody used just now."""
-    return psutil.cpu_count() * (1 - psutil.cpu_percent(seconds) / 100)
+    """How many CPU cores' worth of time nobody used just now but this process and its children, who will be waiting."""
+    idle, ours = psutil.cpu_times().idle, own_cpu_seconds()
+    time.sleep(seconds)
+    return (psutil.cpu_times().idle - idle + own_cpu_seconds() - ours) / seconds
+
+
+def own_cpu_seconds() -> float:
+    """Processor time of this process and its children so far."""
+    total = 0.0
+    for process in (me := psutil.Process(), *me.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
 
 
 class TrainingLauncher(dg.ConfigurableResource):

@@ -14,7 +14,7 @@ import dagster as dg
 import pytest
 from processes import alive
 
-from resources.launch import TrainingLauncher
+from resources.launch import TrainingLauncher, own_cpu_seconds
 
 SCRIPT = textwrap.dedent("""
     import argparse, json, os, pathlib, sys
@@ -95,6 +95,15 @@ def test_a_script_in_dagster_reports_by_pipes_and_logs_there(project, capfd):
     assert "hello from the script" in logged
 
 
+def test_the_work_of_our_children_is_counted_as_ours():
+    before = own_cpu_seconds()
+    work = "import time\nwhile time.process_time() < 0.3: pass\nprint('done', flush=True)\ntime.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", work], stdout=subprocess.PIPE) as child:
+        child.stdout.readline()
+        assert own_cpu_seconds() - before >= 0.25
+        child.kill()
+
+
 def test_threads_sleep_while_they_wait_where_the_machine_is_busy(project, monkeypatch):
     monkeypatch.delenv("OMP_WAIT_POLICY")
     for idle, threads, policy in ((0.9, 2, "PASSIVE"), (1.9, 2, None), (0.1, 1, None)):
@@ -148,7 +157,7 @@ def test_the_result_of_an_earlier_attempt_is_not_taken_for_this_one(project):
 
 def test_a_bar_is_drawn_on_a_terminal(project, root):
     code = (
-        "import sys; from pathlib import Path; from resources.launch import TrainingLauncher\n"
+        "import sys; from pathlib import Path; from resources.launch import TrainingLauncher, own_cpu_seconds\n"
         f"p = Path({str(project)!r})\n"
         "r = TrainingLauncher(root=str(p)).run(None, 'script', {'params': {}}, p / 'work')\n"
         "sys.exit(0 if r['stderr_is_terminal'] else 9)"
@@ -165,7 +174,7 @@ STEP = textwrap.dedent("""
     import sys
     from pathlib import Path
     import dagster as dg
-    from resources.launch import TrainingLauncher
+    from resources.launch import TrainingLauncher, own_cpu_seconds
     project = Path(sys.argv[1])
 
     @dg.asset
