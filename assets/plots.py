@@ -103,7 +103,9 @@ def _gradient_panel(axes, rows: Sequence[Row]):
     rates = axes.twinx()
     rates.plot(*_series(rows, "lr"), color=COLOURS[3], linewidth=1.4)
     rates.set_ylim(bottom=0)
-    rates.yaxis.set_major_formatter(lambda y, _: f"{y:.0e}".replace("e-0", "e-") if y else "0")
+    rates.yaxis.set_major_formatter(
+        lambda y, _: f"{y:.1e}".replace(".0e", "e").replace("e-0", "e-") if y else "0"
+    )
     axes.set_title("gradient norm", color=COLOURS[1], **LEFT)
     rates.set_title("learning rate", color=COLOURS[3], fontsize=8, loc="right")
     return rates

@@ -1,12 +1,14 @@
 """How fast does a model write, beside transformers' `generate`, and what do int8 weights cost?
 
     python -m benchmarks.generation [--models demo,30M] [--folder DIR] [--batches 32] [--new 128] [--repeats 3]
+    python -m benchmarks.generation --folder DATA/sft_model --questions HELDOUT.parquet --new 64
     python -m benchmarks.generation --loss --folder DIR [--text FILE] [--bytes 60000]
 
 Both write greedily from the same weights and the same random prompts of 8 to 64 tokens, in one process, in turns;
 the ratio is the median over the turns. transformers runs with its default cache and, with --static, with its static
 one (not compiled: compiling took longer than the rest on the machine this was written on). `same` is the share of
 tokens on which both agree: float32 sums in another order, so that near-ties of random weights may fall differently.
+--questions asks an assistant what people ask it; answers end where they end, and the tokens up to there count.
 --loss gives bits per byte of a text in windows of at most 1,024 tokens, with float32 and with int8 weights; without
 --text the text is Python's own help.
 """
@@ -23,12 +25,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import torch
 
+from model.chat import render
 from model.generate import generate
 from model.generation.quantise import quantise
 from model.hub import load_pretrained, save_pretrained
-from model.tokenizer import TokenizerConfig, train_tokenizer
+from model.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from model.transformer import Config, Transformer
 
 MODELS = {"demo": Config.from_depth(4, 1024), "30M": Config.from_depth(8, 16_384)}
@@ -38,6 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--models", default="demo,30M", help="of random weights: " + ", ".join(MODELS))
     parser.add_argument("--folder", type=Path, help="a model folder, measured instead")
+    parser.add_argument("--questions", type=Path, help="Parquet with a column messages, for --folder")
     parser.add_argument("--batches", default="32", help="rows at once")
     parser.add_argument("--new", type=int, default=128, help="tokens a row")
     parser.add_argument("--repeats", type=int, default=3)
@@ -87,29 +92,30 @@ def random_models(names: list[str], scratch: Path) -> list[Path]:
 def print_speed(folder: Path, batch: int, args: argparse.Namespace) -> None:
     from transformers import AutoModelForCausalLM
 
-    model, small = load_pretrained(folder)[0], quantise(load_pretrained(folder)[0])
+    (model, tokenizer), small = load_pretrained(folder), quantise(load_pretrained(folder)[0])
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    dice = random.Random(0)
-    lengths = [dice.randrange(8, 65) for _ in range(batch)]
-    prompts = [[dice.randrange(model.config.vocab_size) for _ in range(n)] for n in lengths]
+    if args.questions:
+        prompts, stop = questions(args.questions, tokenizer, batch), tokenizer.im_end_id
+    else:
+        prompts, stop = random_prompts(model.config.vocab_size, batch), None
     ways = {
-        "transformers": lambda: their_tokens(theirs, prompts, args.new),
-        "stemma": lambda: our_tokens(model, prompts, args.new),
-        "stemma int8": lambda: our_tokens(small, prompts, args.new),
+        "transformers": lambda: their_tokens(theirs, prompts, args.new, stop),
+        "stemma": lambda: our_tokens(model, prompts, args.new, stop),
+        "stemma int8": lambda: our_tokens(small, prompts, args.new, stop),
     }
     if args.static:
         ways["transformers static"] = lambda: their_tokens(
-            theirs, prompts, args.new, cache_implementation="static", disable_compile=True
+            theirs, prompts, args.new, stop, cache_implementation="static", disable_compile=True
         )
     written, seconds = in_turns(ways, args.repeats, time.process_time if args.cpu else time.perf_counter)
     base = seconds["transformers"]
     params = model.num_params() / 1e6
-    print(f"{folder.name}: {params:.1f}M parameters, {batch} rows, {args.new} tokens each")
+    print(f"{folder.name}: {params:.1f}M parameters, {batch} rows, at most {args.new} tokens each")
     for name in ways:
         pairs = zip(written[name], written["transformers"], strict=True)
-        same = statistics.mean(a == b for x, y in pairs for a, b in zip(x, y, strict=True))
+        same = statistics.mean(a == b for x, y in pairs for a, b in zip(x, y, strict=False))
         ratio = statistics.median(t / s for t, s in zip(base, seconds[name], strict=True))
-        speed = batch * args.new / statistics.median(seconds[name])
+        speed = sum(map(len, written[name])) / statistics.median(seconds[name])
         print(f"  {name:20} {speed:9,.0f} tokens/s   {ratio:5.2f} x   same {100 * same:5.1f} %", flush=True)
 
 
@@ -127,17 +133,35 @@ def in_turns(
     return written, seconds
 
 
-def our_tokens(model: Transformer, prompts: list[list[int]], new: int) -> list[list[int]]:
-    return [completion.ids for completion in generate(model, prompts, max_new_tokens=new)]
+def random_prompts(vocab_size: int, n: int) -> list[list[int]]:
+    dice = random.Random(0)
+    lengths = [dice.randrange(8, 65) for _ in range(n)]
+    return [[dice.randrange(vocab_size) for _ in range(length)] for length in lengths]
+
+
+def questions(path: Path, tokenizer: Tokenizer, n: int) -> list[list[int]]:
+    """The first words of conversations, as prompts."""
+    conversations = pq.read_table(path).column("messages").to_pylist()
+    return [render(talk[:1], tokenizer, True)[0] for talk in random.Random(0).sample(conversations, n)]
+
+
+def our_tokens(
+    model: Transformer, prompts: list[list[int]], new: int, stop: int | None = None
+) -> list[list[int]]:
+    stops = [] if stop is None else [stop]
+    return [found.ids for found in generate(model, prompts, max_new_tokens=new, stop_ids=stops)]
 
 
 @torch.inference_mode()
-def their_tokens(model, prompts: list[list[int]], new: int, **cache) -> list[list[int]]:
+def their_tokens(
+    model, prompts: list[list[int]], new: int, stop: int | None = None, **cache
+) -> list[list[int]]:
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
-    settings = {"max_new_tokens": new, "do_sample": False, "eos_token_id": None, "pad_token_id": 0} | cache
-    return model.generate(input_ids=ids, attention_mask=mask, **settings)[:, longest:].tolist()
+    settings = {"max_new_tokens": new, "do_sample": False, "eos_token_id": stop, "pad_token_id": 0} | cache
+    rows = model.generate(input_ids=ids, attention_mask=mask, **settings)[:, longest:].tolist()
+    return [row[: row.index(stop) + 1] if stop in row else row for row in rows]
 
 
 def print_loss(folder: Path, text: Path | None, limit: int) -> None:

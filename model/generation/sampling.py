@@ -75,5 +75,6 @@ class Sampling:
         distribution would move all borders and change a token in some thousands.
         """
         scores = self.scores(logits, seen)
-        tokens = (scores if noise is None else scores - noise.log()).argmax(-1, keepdim=True)
+        arrival = scores if noise is None else scores - noise.log()
+        tokens = arrival.max(-1, keepdim=True).indices  # on a CPU up to twice as fast as argmax
         return tokens[:, 0], scores.gather(-1, tokens)[:, 0] - scores.logsumexp(-1)

@@ -105,9 +105,8 @@ class KVCache:
         self.lengths = self.lengths[rows]
         self.longest = int(self.lengths.max())
 
-    def write(self, layer: int, positions: Tensor, k: Tensor, v: Tensor) -> None:
-        """Store k and v (B, T, K, D) of the tokens at `positions` (B, T)."""
-        rows = torch.arange(len(positions), device=positions.device)[:, None]
+    def write(self, layer: int, rows: Tensor, positions: Tensor, k: Tensor, v: Tensor) -> None:
+        """Store k and v (B, T, K, D) of the tokens at `positions` (B, T) of `rows` (B, 1)."""
         self.keys[layer].transpose(1, 2)[rows, positions] = k
         self.values[layer].transpose(1, 2)[rows, positions] = v
 
@@ -117,6 +116,7 @@ class Cached:
     """One step of T more tokens in every row of a cache."""
 
     cache: KVCache
+    rows: Tensor  # (B, 1): 0 … B-1
     positions: Tensor  # (B, T): place of each new token in its row
     mask: Tensor | None  # (B, 1, T, seen): what each new token sees; None if all rows start empty
     seen: int  # stored tokens to look at, the longest row's
@@ -133,10 +133,11 @@ class Cached:
         mask = None
         if cache.longest:
             mask = torch.arange(seen, device=positions.device) <= positions[:, None, :, None]
-        return cls(cache, positions, mask, seen)
+        rows = torch.arange(len(positions), device=positions.device)[:, None]
+        return cls(cache, rows, positions, mask, seen)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self.cache.write(layer, self.positions, k, v)
+        self.cache.write(layer, self.rows, self.positions, k, v)
         if self.mask is None:
             return causal(layer, q, k, v)
         b, t, heads, d = q.shape
