@@ -80,6 +80,12 @@ def test_padding_changes_no_loss(rows, tokenizer, random_model):
 
 
 def test_steps_follow_from_epochs_and_nonsense_is_refused():
-    assert SftConfig(epochs=2, batch_rows=32).planned(100).steps == 6
+    assert SftConfig(epochs=2, batch_rows=32).planned(100, 128).steps == 6
     with pytest.raises(ConfigError, match="greater than 0"):
         SftConfig(epochs=0)
+
+
+def test_a_wider_model_is_tuned_at_a_lower_rate_unless_one_is_given():
+    narrow, wide = (SftConfig().planned(100, width).lr for width in (128, 512))
+    assert narrow == 4 * wide > 0
+    assert SftConfig(lr=1e-3).planned(100, 512).lr == 1e-3
