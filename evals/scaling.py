@@ -53,18 +53,23 @@ def fit(points: Sequence[Point]) -> Law:
 def draw(points: Sequence[Point], law: Law, path: Path) -> None:
     """Points and line, both axes logarithmic; PNG."""
     with figure(path, f"Bits per byte = {law.a:.3g} · FLOPs^-{law.b:.3f}") as axes:
-        reach = np.geomspace(min(p.flops for p in points) / 2, max(p.flops for p in points) * 10, 50)
+        reach = np.geomspace(min(p.flops for p in points) / 10, max(p.flops for p in points) * 10, 50)
         axes.plot(reach, [law.at(flops) for flops in reach], color=GREY, linestyle="--", linewidth=1)
         axes.plot([p.flops for p in points], [p.bpb for p in points], "o", color=BLUE)
-        for p in points:
+        for number, p in enumerate(sorted(points, key=lambda p: p.flops)):
+            above = number % 2  # in turns, so that the names of near points do not cover each other
             axes.annotate(
-                f"depth {p.depth}\n{p.parameters:,} parameters",
+                f"depth {p.depth}, {p.parameters / 1e6:.2g}M parameters",
                 (p.flops, p.bpb),
                 textcoords="offset points",
-                xytext=(6, 4),
+                xytext=(6, 4) if above else (-6, -4),
+                horizontalalignment="left" if above else "right",
+                verticalalignment="bottom" if above else "top",
                 fontsize=7,
             )
         axes.set_xscale("log")
         axes.set_yscale("log")
+        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            which(lambda y, _: f"{y:.3g}")
         axes.set_xlabel("FLOPs of training")
         axes.set_ylabel("held-out bits per byte")
