@@ -256,8 +256,6 @@ def nanochat(me: Contestant) -> None:
     sys.path.insert(0, str(me.setting.nanochat))
     from nanochat.gpt import GPT, GPTConfig
 
-    if not me.setting.train.compile:  # its optimiser's functions are decorated with torch.compile
-        torch.compiler.set_stance("force_eager")
     c = me.setting.shape.config
     with torch.device("meta"):
         model = GPT(

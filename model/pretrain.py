@@ -63,7 +63,7 @@ class PretrainConfig(TrainConfig):
       1.5M tokens, 732 steps of 2,048, each page read  60 times: 24 of 60, 2.16
       1.2M tokens, 1,172 steps of 1,024, each page read  65 times: 44 of 60, 2.33 (lr 6e-3; the others 8e-3)
       1.4M tokens, 1,367 steps of 1,024, each page read 85 times: 59 of 60, 2.35; 152 CPU seconds
-    That was AdamW; Muon makes of the last line 67 known facts (59) and 2.31, and a step 1.2 times as long.
+    That was AdamW; Muon makes of the last line 64 to 67 known facts (59) and 2.31 to 2.32, in 1.3 times the time.
     """
 
     depth: int = 4  # layers; sets the width too (transformer.Config.from_depth)

@@ -37,8 +37,6 @@ from resources.supervisor import GRACE, Supervised
 ROOT = Path(__file__).resolve().parent.parent
 LAST_LINES = 20  # of the script's output, in the sentence that tells of its failure
 QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "DISABLE_TELEMETRY": "1"}
-
-
 SPARE = 0.4  # of a core may be busy with something else
 
 
@@ -116,8 +114,8 @@ class TrainingLauncher(dg.ConfigurableResource):
         env = {**os.environ, **QUIET, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(threads)}
         env["TOKENIZERS_PARALLELISM"] = "false"
         # Threads that spin for each other are 1.6 times as fast as threads that sleep, and starve on a busy machine.
-        if threads > 1 and idle_cores() < threads - SPARE:
-            env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        if "OMP_WAIT_POLICY" not in env and threads > 1 and idle_cores() < threads - SPARE:
+            env["OMP_WAIT_POLICY"] = "PASSIVE"
         if not _has_gpu():
             env["DS_ACCELERATOR"] = "cpu"
         for name in [n for n in env if n.startswith("DAGSTER_PIPES_")]:

@@ -10,8 +10,8 @@ neurons' shares of it equally large over time, by a running mean of squares as i
 - it steps whole weights or ZeRO's flat partitions: `place` tells which numbers of which weights a tensor holds.
   Momentum stays in parts; ranks add their parts up to whole matrices, each rank orthogonalises its share of them,
   and all get all (one reduce-scatter and one all-gather). The neurons' squares are few: every rank has all of them.
-  DeepSpeed's own Muon computes in half precision and
-  clips after orthogonalising, so it could not take the same steps at all stages;
+  DeepSpeed's own Muon computes in half precision and clips after orthogonalising, so it could not take the same
+  steps at all stages;
 - where it sees whole gradients it clips them to one norm, and does nothing when that is not finite (ZeRO does
   both before it calls).
 """
@@ -60,9 +60,8 @@ class Optimizer(torch.optim.AdamW):
         # Updates of each of Muon's tensors, known without asking the device. ZeRO calls `step` once for every group.
         self._taken: dict[Tensor, int] = defaultdict(int)
         self.parts: dict[Tensor, list[Part]] = {}
-        self.neurons: dict[
-            str, Tensor
-        ] = {}  # mean squares of the neurons of each of Muon's matrices, by its name
+        # Mean squares of the neurons of each of Muon's matrices, by its name.
+        self.neurons: dict[str, Tensor] = {}
         self._kinds: dict[Tensor, tuple[str, ...]] = {}
 
     def place(self, group: int, parts: Iterable[Part]) -> None:

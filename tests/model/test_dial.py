@@ -36,9 +36,8 @@ def test_muon_gets_rates_of_its_own_unless_a_rate_is_given():
     found = PretrainConfig(optimizer="muon", depth=4).dialled(on_paper(4), None)
     assert found.matrix_lr > PretrainConfig(depth=4).dialled(on_paper(4), None).lr
     assert found.lr > found.matrix_lr > 0
-    assert (
-        PretrainConfig(optimizer="muon", lr=1e-3).dialled(on_paper(4), None).matrix_lr == 0
-    )  # the same as lr
+    same = PretrainConfig(optimizer="muon", lr=1e-3)
+    assert same.dialled(on_paper(4), None).matrix_lr == 0
     assert PretrainConfig(optimizer="muon", matrix_lr=2e-3).dialled(on_paper(4), None).matrix_lr == 2e-3
 
 

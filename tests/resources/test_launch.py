@@ -157,7 +157,7 @@ def test_the_result_of_an_earlier_attempt_is_not_taken_for_this_one(project):
 
 def test_a_bar_is_drawn_on_a_terminal(project, root):
     code = (
-        "import sys; from pathlib import Path; from resources.launch import TrainingLauncher, own_cpu_seconds\n"
+        "import sys; from pathlib import Path; from resources.launch import TrainingLauncher\n"
         f"p = Path({str(project)!r})\n"
         "r = TrainingLauncher(root=str(p)).run(None, 'script', {'params': {}}, p / 'work')\n"
         "sys.exit(0 if r['stderr_is_terminal'] else 9)"
@@ -174,7 +174,7 @@ STEP = textwrap.dedent("""
     import sys
     from pathlib import Path
     import dagster as dg
-    from resources.launch import TrainingLauncher, own_cpu_seconds
+    from resources.launch import TrainingLauncher
     project = Path(sys.argv[1])
 
     @dg.asset
