@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import sys
@@ -14,6 +15,7 @@ from model.run_log import ConfigError
 from model.training.train_config import TrainConfig
 
 CPU = torch.device("cpu")
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ def join(config: TrainConfig) -> World:
     if use_gpu:
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TF32 for what is not bfloat16
+    else:
+        keep_freed_memory()
     if (size > 1 or engine_name(config) == "deepspeed") and not torch.distributed.is_initialized():
         backend = "nccl" if use_gpu else "gloo"
         if size > 1:
@@ -73,6 +77,17 @@ def join(config: TrainConfig) -> World:
                 backend, store=torch.distributed.HashStore(), rank=0, world_size=1
             )
     return World(rank, size, device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def keep_freed_memory() -> None:
+    """Have this process's malloc keep what is freed: the next step asks for the same sizes again.
+
+    glibc would give every large block back, and the kernel clear each page of it anew (docs/training-speed.md).
+    Other C libraries are left as they are.
+    """
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def leave() -> None:
