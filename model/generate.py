@@ -249,8 +249,7 @@ class _Batch:
                 [(row, place[tuple(p)]) for row, p in enumerate(self.prompts) if tuple(p) in place],
                 device=self.device,
             ).T
-            self.cache.keys[:, rows, :, :t] = cache.keys[:, copies]
-            self.cache.values[:, rows, :, :t] = cache.values[:, copies]
+            self.cache.both[:, :, rows, :, :t] = cache.both[:, :, copies]
             part = self.model.head(last)
             if logits is None:
                 logits = part.new_empty(len(self.prompts), part.shape[-1])

@@ -29,41 +29,39 @@ class Decoder:
 
     def __init__(self, model: Transformer, copy: bool = True):
         self.embedding = model.embed_tokens.weight
-        self.norm = _Norm(model.norm.eps, model.norm.weight)
-        self.head = matrix([model.lm_head], copy)
         self.blocks = [_Block(block, copy) for block in model.layers]
+        self.head = after_norm(model.norm, [model.lm_head], copy)
         # rotate() as x · cos + (right, left) · sin: the sign of its (-right, left) goes into the table.
         left, right = model.rope_sin.chunk(2, dim=-1)
         self.cos, self.sin = model.rope_cos, torch.cat((-left, right), dim=-1)
 
     def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """tokens (B,) int64, one for each row of the cache -> logits (B, V) float32 of what follows."""
-        attend = Cached.step(cache, 1)
+        new = Cached.step(cache, 1)
+        rows, places = new.rows[:, 0], new.positions[:, 0]
         # Added to the scores once for all layers; a mask of bools would be turned into this in each of them.
-        attend.mask = torch.zeros_like(attend.mask, dtype=cache.keys.dtype).masked_fill_(
-            ~attend.mask, -torch.inf
-        )
+        mask = torch.zeros_like(new.mask, dtype=cache.both.dtype).masked_fill_(~new.mask, -torch.inf)
         x = self.embedding[tokens]
-        places = attend.positions[:, 0]
         cos, sin = self.cos[places, None].to(x.dtype), self.sin[places, None].to(x.dtype)
         for layer, block in enumerate(self.blocks):
-            x = block.step(layer, x, cos, sin, attend)
-        attend.done()
-        return self.head(self.norm(x)).float()
+            q, both = block.project(x, cos, sin)
+            cache.write(layer, rows, places, both)
+            out = F.scaled_dot_product_attention(q, *cache.read(layer, new.seen), attn_mask=mask)
+            x = block.finish(x, out.reshape(len(x), -1))
+        new.done()
+        return self.head(x).float()
 
 
 class _Block:
     def __init__(self, block: Block, copy: bool):
         attention, mlp = block.self_attn, block.mlp
         self.head_dim = attention.head_dim
-        self.input_norm, self.mlp_norm = (
-            _Norm(norm.eps, norm.weight) for norm in (block.input_layernorm, block.post_attention_layernorm)
+        self.qkv = after_norm(
+            block.input_layernorm, [attention.q_proj, attention.k_proj, attention.v_proj], copy
         )
-        self.qkv = matrix([attention.q_proj, attention.k_proj, attention.v_proj], copy)
-        self.o, self.gate_up, self.down = (
-            matrix(parts, copy)
-            for parts in ([attention.o_proj], [mlp.gate_proj, mlp.up_proj], [mlp.down_proj])
-        )
+        self.o = matrix([attention.o_proj], copy)
+        self.gate_up = after_norm(block.post_attention_layernorm, [mlp.gate_proj, mlp.up_proj], copy)
+        self.down = matrix([mlp.down_proj], copy)
         heads, kv_heads = (p.out_features // self.head_dim for p in (attention.q_proj, attention.k_proj))
         self.heads, self.kv_heads = heads, kv_heads
         self.qk_norm = None
@@ -72,29 +70,44 @@ class _Block:
             weight = torch.cat([q.expand(heads, -1), k.expand(kv_heads, -1)])  # (H + K, D)
             self.qk_norm = _Norm(attention.q_norm.eps, weight)
 
-    def step(self, layer: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Cached) -> Tensor:
-        """x (B, C) -> (B, C); cos and sin (B, 1, D)."""
-        b, heads, rotated = len(x), self.heads, self.heads + self.kv_heads
-        qkv = self.qkv(self.input_norm(x)).view(b, -1, self.head_dim)
-        qk, v = qkv[:, :rotated], qkv[:, rotated:]
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, C), cos and sin (B, 1, D) -> queries (B, K, H/K, D); keys and values (B, 2, K, D)."""
+        b, d, heads, kv_heads = len(x), self.head_dim, self.heads, self.kv_heads
+        qkv = self.qkv(x).view(b, -1, d)
+        qk = rotated = qkv[:, : heads + kv_heads]
         if self.qk_norm is not None:
             qk = self.qk_norm(qk)
-        qk = torch.addcmul(qk * cos, qk.roll(self.head_dim // 2, -1), sin).to(v.dtype)
-        out = attend(layer, qk[:, None, :heads], qk[:, None, heads:], v[:, None])
-        x = x + self.o(out.reshape(b, -1))
-        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, -1)
+        torch.addcmul(qk * cos, qk.roll(d // 2, -1), sin, out=rotated)
+        return qkv[:, :heads].view(b, kv_heads, -1, d), qkv[:, heads:].view(b, 2, kv_heads, d)
+
+    def finish(self, x: Tensor, seen: Tensor) -> Tensor:
+        """x (B, C) and what its heads have seen (B, H·D) -> (B, C)."""
+        x = x + self.o(seen)
+        gate, up = self.gate_up(x).chunk(2, -1)
         return x + self.down(F.silu(gate).mul_(up))
 
 
-def matrix(parts: Sequence[nn.Linear | Int8Linear], copy: bool) -> Matrix:
-    """x -> what the layers make of it, side by side: (B, in) -> (B, sum of out)."""
+def matrix(parts: Sequence[nn.Linear | Int8Linear], copy: bool, gain: Tensor | None = None) -> Matrix:
+    """x -> what the layers make of it, side by side: (B, in) -> (B, sum of out). `gain` (in,) is for a copy alone."""
     if isinstance(parts[0], Int8Linear):
         return Int8Linear.merged(parts)
     if not copy:
         return lambda x: torch.cat([part(x) for part in parts], dim=-1)
-    dtype = compute_dtype(parts[0].weight)
-    weight = torch.cat([part.weight.to(dtype).t() for part in parts], dim=1).contiguous()
-    return lambda x: x @ weight
+    weight = torch.cat([part.weight.t() for part in parts], dim=1)
+    if gain is not None:
+        weight = weight * gain[:, None]
+    weight = weight.to(compute_dtype(parts[0].weight)).contiguous()
+    return lambda x: torch.mm(x, weight)
+
+
+def after_norm(norm: RMSNorm, parts: Sequence[nn.Linear | Int8Linear], copy: bool) -> Matrix:
+    """x -> what the layers make of norm(x); the gain goes into the matrix where that is a copy."""
+    norm = _Norm(norm.eps, norm.weight)
+    if copy and not isinstance(parts[0], Int8Linear):
+        product = matrix(parts, copy, norm.gain)
+        return lambda x: product(norm.unit(x).to(x.dtype))
+    product = matrix(parts, copy)
+    return lambda x: product(norm(x))
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:
@@ -105,14 +118,17 @@ def compute_dtype(weight: Tensor) -> torch.dtype:
 
 class _Norm:
     """RMSNorm's forward pass. Torch composes it of eight kernels on a CPU; here it is
-    x / hypot(‖x‖, √(n·eps)) · (√n·weight) for n numbers: four."""
+    x / hypot(‖x‖, √(n·eps)) · (√n·weight) for n numbers: three, and one for the gain √n·weight."""
 
     def __init__(self, eps: float, weight: Tensor):
         n = weight.shape[-1]
-        self.weight = weight.float() * n**0.5  # (n,), or one row a head: (H, n)
+        self.gain = weight.float() * n**0.5  # (n,), or one row a head: (H, n)
         self.least = torch.tensor((n * eps) ** 0.5, device=weight.device)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def unit(self, x: Tensor) -> Tensor:
+        """x without its length and without the gain, float32."""
         wide = x.float()
-        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        return (wide / torch.hypot(length, self.least)).mul_(self.weight).to(x.dtype)
+        return wide / torch.hypot(torch.linalg.vector_norm(wide, dim=-1, keepdim=True), self.least)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.unit(x).mul_(self.gain).to(x.dtype)

@@ -85,30 +85,32 @@ class KVCache:
     """Keys and values of the tokens seen so far, one row a sequence, in memory reserved once.
 
     Rows may differ in length: row b holds tokens 0 … lengths[b]-1, so what a row computes does not depend on
-    its neighbours. `keys` and `values`: (layers, B, K, capacity, D).
+    its neighbours. `both`: (layers, 2, B, K, capacity, D), keys and then values.
     """
 
     def __init__(self, config: Config, rows: int, capacity: int, device=None, dtype=torch.float32):
-        shape = (config.n_layer, rows, config.n_kv_head, capacity, config.head_dim)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        shape = (config.n_layer, 2, rows, config.n_kv_head, capacity, config.head_dim)
+        self.both = torch.zeros(shape, device=device, dtype=dtype)
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
         self.longest = 0  # max(lengths), known without asking the device
 
     @property
     def capacity(self) -> int:
-        return self.keys.shape[3]
+        return self.both.shape[4]
 
     def keep(self, rows: Tensor) -> None:
         """Keep these rows (indices, int64), in this order; one named twice becomes two."""
-        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+        self.both = self.both[:, :, rows]
         self.lengths = self.lengths[rows]
         self.longest = int(self.lengths.max())
 
-    def write(self, layer: int, rows: Tensor, positions: Tensor, k: Tensor, v: Tensor) -> None:
-        """Store k and v (B, T, K, D) of the tokens at `positions` (B, T) of `rows` (B, 1)."""
-        self.keys[layer].transpose(1, 2)[rows, positions] = k
-        self.values[layer].transpose(1, 2)[rows, positions] = v
+    def write(self, layer: int, rows: Tensor, positions: Tensor, both: Tensor) -> None:
+        """Store both (B, T, 2, K, D), the keys and values of the tokens at `positions` (B, T) of `rows` (B, 1)."""
+        self.both[layer].permute(1, 3, 0, 2, 4)[rows, positions] = both
+
+    def read(self, layer: int, tokens: int) -> tuple[Tensor, Tensor]:
+        """The layer's keys and values of so many tokens a row, (B, K, tokens, D) each."""
+        return self.both[layer, :, :, :, :tokens].unbind()
 
 
 @dataclass
@@ -137,17 +139,15 @@ class Cached:
         return cls(cache, rows, positions, mask, seen)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self.cache.write(layer, self.rows, self.positions, k, v)
+        self.cache.write(layer, self.rows, self.positions, torch.stack((k, v), 2))
         if self.mask is None:
             return causal(layer, q, k, v)
         b, t, heads, d = q.shape
         groups = heads // k.shape[2]
-        k = self.cache.keys[layer, :, :, : self.seen]
-        v = self.cache.values[layer, :, :, : self.seen]
         # The queries that share a key/value head are laid along the time axis: no key is copied for them.
         q = q.view(b, t, -1, groups, d).permute(0, 2, 3, 1, 4).reshape(b, -1, groups * t, d)
         mask = self.mask if t == 1 else self.mask.repeat(1, 1, groups, 1)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        out = F.scaled_dot_product_attention(q, *self.cache.read(layer, self.seen), attn_mask=mask)
         return out.view(b, -1, groups, t, d).permute(0, 3, 1, 2, 4)
 
     def done(self) -> None:

@@ -35,7 +35,7 @@ def compare(model, rows, tolerance, copy=True):
         assert got.dtype == torch.float32
         torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance)
     assert torch.equal(caches[0].lengths, caches[1].lengths)
-    torch.testing.assert_close(caches[0].keys.float(), caches[1].keys.float(), atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(caches[0].both.float(), caches[1].both.float(), atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
