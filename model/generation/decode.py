@@ -33,16 +33,16 @@ class Decoder:
         self.head = after_norm(model.norm, [model.lm_head], copy)
         # rotate() as x · cos + (right, left) · sin: the sign of its (-right, left) goes into the table.
         left, right = model.rope_sin.chunk(2, dim=-1)
-        self.cos, self.sin = model.rope_cos, torch.cat((-left, right), dim=-1)
+        self.rope = torch.stack((model.rope_cos, torch.cat((-left, right), dim=-1)), dim=1)  # (T, 2, D)
 
     def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """tokens (B,) int64, one for each row of the cache -> logits (B, V) float32 of what follows."""
         new = Cached.step(cache, 1)
         rows, places = new.rows[:, 0], new.positions[:, 0]
         # Added to the scores once for all layers; a mask of bools would be turned into this in each of them.
-        mask = torch.zeros_like(new.mask, dtype=cache.both.dtype).masked_fill_(~new.mask, -torch.inf)
+        mask = torch.where(new.mask, 0.0, -torch.inf).to(cache.both.dtype)
         x = self.embedding[tokens]
-        cos, sin = self.cos[places, None].to(x.dtype), self.sin[places, None].to(x.dtype)
+        cos, sin = self.rope[places, :, None].to(x.dtype).unbind(1)
         for layer, block in enumerate(self.blocks):
             q, both = block.project(x, cos, sin)
             cache.write(layer, rows, places, both)
