@@ -48,7 +48,7 @@ from model.run_log import RunLog
 from model.training.meter import peak_flops
 from model.training.train_config import TrainConfig
 from model.training.trainer import train
-from model.training.world import join
+from model.training.world import join, keep_freed_memory
 from model.transformer import Config, Transformer
 
 
@@ -97,12 +97,24 @@ SHAPES = {
     # GPT-2 XL's, whose 25 heads share 5 keys and values: a SwiGLU of 3.2 widths makes up for it.
     "gpt2-1.6B": gpt_shape(48, 1600, 64, 50304, rows=1, seq_len=1024, n_kv_head=5, d_ff=5120, gpu_rows=8),
 }
-# What --gpu runs, each with bfloat16 autocast and compiled: 124M parameters beside the peers; 1.6B with ZeRO and
-# activation checkpointing, of which one card's memory wants the latter only.
+# What --gpu runs, each compiled and, if it says nothing else, in bfloat16: 124M parameters beside the peers; 1.6B with
+# ZeRO and activation checkpointing, of which one card's memory wants the latter only; both again in float8.
 GPU_RUNS = (
     ("--shape", "gpt2-124M", "--compare", "stemma,bare,nanogpt,nanochat", "--micro-batches", "4"),
     ("--shape", "gpt2-1.6B", "--compare", "stemma", "--checkpointing", "--micro-batches", "4"),
     ("--shape", "gpt2-1.6B", "--compare", "zero1", "--checkpointing", "--micro-batches", "4"),
+    (
+        "--shape",
+        "gpt2-1.6B",
+        "--compare",
+        "stemma",
+        "--checkpointing",
+        "--micro-batches",
+        "4",
+        "--precision",
+        "fp8",
+    ),
+    ("--shape", "gpt2-124M", "--compare", "stemma", "--micro-batches", "4", "--precision", "fp8"),
 )
 
 
@@ -117,7 +129,7 @@ class Setting:
     nanochat: Path | None
 
     def precision(self):
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.train.precision == "bf16")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.train.half)
 
     def tokens(self, step: int) -> Tensor:
         """(rows · micro_batches, T + 1) random tokens of this step, on the CPU."""
@@ -197,7 +209,9 @@ def stemma(zero_stage: int = 0, name: str = "deepspeed") -> Callable[[Contestant
 
 
 def bare(me: Contestant) -> None:
-    """The same model in a loop written by hand."""
+    """The same model in a loop written by hand, with malloc as `join` sets it: not the engine's doing."""
+    if me.setting.device.type == "cpu":
+        keep_freed_memory()
     torch.manual_seed(0)
     model = Transformer(me.setting.shape.config).to(me.setting.device)
     me.has(model, model.embed_tokens.weight)
@@ -252,7 +266,7 @@ def nanogpt(fused: bool = False) -> Callable[[Contestant], None]:
 
 def nanochat(me: Contestant) -> None:
     """nanochat's model and optimiser; the loss is read at every step, as in its loop."""
-    os.environ["NANOCHAT_DTYPE"] = {"bf16": "bfloat16", "fp32": "float32"}[me.setting.train.precision]
+    os.environ["NANOCHAT_DTYPE"] = "bfloat16" if me.setting.train.half else "float32"
     sys.path.insert(0, str(me.setting.nanochat))
     from nanochat.gpt import GPT, GPTConfig
 
@@ -417,7 +431,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--compare", default="stemma,bare", help=f"of {', '.join(CONTESTANTS)}")
     parser.add_argument("--nanogpt", type=Path)
     parser.add_argument("--nanochat", type=Path)
-    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp8"))
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--checkpointing", action="store_true", help="compute activations again in backward")
     parser.add_argument("--rows", type=int, help="a micro-batch; the shape has a default for a CPU")

@@ -189,7 +189,7 @@ class Rollouts:
 
     def _sample(self, prompts: list[list[int]], step: int) -> list[Completion]:
         first = step_seed(self.config.seed, step, self.world.rank) % 2**53
-        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.half):
             return generate.generate(
                 self.model,
                 prompts,

@@ -2,8 +2,8 @@
 
 Notable:
 - ZeRO 0 to 3 by one number; `engine: torch`, or a machine without DeepSpeed, runs the same loop on plain torch;
-- weights are float32 always; `precision: bf16` computes under autocast. So all stages and both engines agree
-  to float tolerance;
+- weights are float32 always; `precision: bf16` computes under autocast, and fp8 besides in float8 (float8.py). So all
+  stages and both engines agree to float tolerance;
 - one optimiser for all (optimizer.py), which learns here which numbers of which weights its tensors hold: what
   DeepSpeed brings along compiles C++ at first use, and its Muon takes other steps at other stages;
 - the same knowledge makes checkpoints that any engine, stage and number of ranks reads (snapshot.py);
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.run_log import ConfigError
+from model.training.float8 import use_float8
 from model.training.optimizer import NEURONS, Optimizer, param_groups, set_lr
 from model.training.snapshot import WEIGHT, Part, Saved, Snapshot
 from model.training.train_config import TrainConfig
@@ -37,6 +38,8 @@ from model.training.world import World, engine_name
 
 def open_engine(model: nn.Module, config: TrainConfig, world: World) -> Engine:
     """The engine that config.engine names; plain torch too where DeepSpeed is not installed."""
+    if config.precision == "fp8":
+        use_float8(model, world.device)
     if config.activation_checkpointing:
         checkpoint_activations(model)
     if config.offload != "none" and engine_name(config) == "torch":
@@ -60,9 +63,8 @@ class Engine:
         self.config, self.world = config, world
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        """The precision to compute in: bfloat16 where config.precision says so."""
-        half = self.config.precision == "bf16"
-        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=half)
+        """The precision to compute in."""
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.half)
 
     def backward(self, loss_sum: Tensor, count: float) -> None:
         """Add the gradient of loss_sum / count, count being that of the whole step over all ranks."""

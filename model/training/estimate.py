@@ -148,7 +148,7 @@ def _counted_bytes(shape: Config, precision: str, twice: bool, kept: bool, rows:
             for p in model.parameters():
                 p.grad = torch.zeros_like(p)
         ids = torch.zeros(rows, seq_len, dtype=torch.long)
-        half = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+        half = torch.autocast("cpu", torch.bfloat16, enabled=precision != "fp32")
         with _PeakBytes() as counted, half:
             model(ids, ids, reduction="sum").backward()
     return counted.peak if kept else counted.peak - gradients

@@ -139,7 +139,7 @@ def peak_flops(device: torch.device, precision: str) -> tuple[float, str]:
         if not peak:
             return 0.0, f"{name}: its peak is not in model/training/meter.py, so there is no MFU."
         return peak, f"MFU is of {peak / 1e12:,.0f} TFLOP/s, {name}'s dense bfloat16."
-    peak = measured_flops(torch.bfloat16 if precision == "bf16" else torch.float32)
+    peak = measured_flops(torch.float32 if precision == "fp32" else torch.bfloat16)
     threads = torch.get_num_threads()
     return (
         peak,

@@ -30,7 +30,8 @@ class TrainConfig:
     eps: float = 1e-8
     clip: float = 1.0  # gradient norm; 0: never
     micro_batches: int = 1  # parts a step is computed in, to save memory
-    precision: str = "fp32"  # or bf16: compute in bfloat16 under autocast, weights stay float32
+    # fp32; bf16: compute in bfloat16 under autocast, weights stay float32; fp8: the blocks' matrices in float8 besides.
+    precision: str = "fp32"
     engine: str = "deepspeed"  # or torch; torch too where DeepSpeed is not installed
     zero_stage: int = 0  # DeepSpeed ZeRO 0 to 3
     offload: str = "none"  # to the CPU's memory: optimizer, its moments and step; or parameters too
@@ -49,7 +50,7 @@ class TrainConfig:
 
     def __post_init__(self):
         choices = {"optimizer": ("adamw", "muon"), "schedule": SCHEDULES}
-        choices |= {"precision": ("fp32", "bf16"), "engine": ("deepspeed", "torch")}
+        choices |= {"precision": ("fp32", "bf16", "fp8"), "engine": ("deepspeed", "torch")}
         choices |= {"zero_stage": (0, 1, 2, 3), "offload": OFFLOAD}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -67,6 +68,11 @@ class TrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} must be at least 1.")
+
+    @property
+    def half(self) -> bool:
+        """Whether to compute under bfloat16's autocast."""
+        return self.precision != "fp32"
 
 
 def lr_at(config: TrainConfig, step: int) -> float:

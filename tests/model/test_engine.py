@@ -61,6 +61,8 @@ def two(root, tmp_path_factory, one_rank_saved) -> dict[tuple, dict]:
             runs["resumed", name, stage] = how | {"span": [HALF, STEPS], "load": saved}
             if name == "adamw":
                 runs["bf16", name, stage] = how | {"span": [0, STEPS], "precision": "bf16"}
+        if name == "adamw":
+            runs["fp8", name, 3] = {"zero_stage": 3, "span": [0, STEPS], "precision": "fp8"}
         how = {"optimizer": name, "zero_stage": 3, "span": [HALF, STEPS]}
         runs["from one rank", name, 3] = how | {"load": one_rank_saved[name]}
         runs["from stage 1", name, 3] = how | {"load": str(folder / f"{name}-1")}
@@ -115,6 +117,10 @@ def test_offload_and_activation_checkpointing_change_no_step(plain, tmp_path, st
 @pytest.mark.parametrize("stage", STAGES)
 def test_bfloat16_takes_the_same_steps_at_all_stages(two, stage):
     assert_same(two["bf16", "adamw", stage], two["bf16", "adamw", None], tolerance=2e-3)
+
+
+def test_float8_follows_float32_with_weights_that_come_and_go(plain, two):
+    assert two["fp8", "adamw", 3]["loss"] == pytest.approx(plain["adamw"]["loss"], rel=0.03)
 
 
 @pytest.mark.slow
