@@ -100,21 +100,11 @@ SHAPES = {
 # What --gpu runs, each compiled and, if it says nothing else, in bfloat16: 124M parameters beside the peers; 1.6B with
 # ZeRO and activation checkpointing, of which one card's memory wants the latter only; both again in float8.
 GPU_RUNS = (
-    ("--shape", "gpt2-124M", "--compare", "stemma,bare,nanogpt,nanochat", "--micro-batches", "4"),
-    ("--shape", "gpt2-1.6B", "--compare", "stemma", "--checkpointing", "--micro-batches", "4"),
-    ("--shape", "gpt2-1.6B", "--compare", "zero1", "--checkpointing", "--micro-batches", "4"),
-    (
-        "--shape",
-        "gpt2-1.6B",
-        "--compare",
-        "stemma",
-        "--checkpointing",
-        "--micro-batches",
-        "4",
-        "--precision",
-        "fp8",
-    ),
-    ("--shape", "gpt2-124M", "--compare", "stemma", "--micro-batches", "4", "--precision", "fp8"),
+    "--shape gpt2-124M --compare stemma,bare,nanogpt,nanochat --micro-batches 4",
+    "--shape gpt2-1.6B --compare stemma --micro-batches 4 --checkpointing",
+    "--shape gpt2-1.6B --compare zero1 --micro-batches 4 --checkpointing",
+    "--shape gpt2-1.6B --compare stemma --micro-batches 4 --checkpointing --precision fp8",
+    "--shape gpt2-124M --compare stemma --micro-batches 4 --precision fp8",
 )
 
 
@@ -474,15 +464,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_on_gpu(options: argparse.Namespace) -> int:
-    """Each of GPU_RUNS in a process of its own, so that each has all of the card's memory."""
+    """Each of GPU_RUNS in a process of its own, so that each has all of the card's memory; one that fails stops none."""
     common = ["--device", "cuda", "--precision", "bf16", "--compile", "--turns", str(options.turns)]
+    peers = [f"--{peer}={path}" for peer in ("nanogpt", "nanochat") if (path := getattr(options, peer))]
+    failed = []
     for run in GPU_RUNS:
-        peers = [
-            f"--{peer}={getattr(options, peer)}" for peer in ("nanogpt", "nanochat") if getattr(options, peer)
-        ]
-        print(f"\n{' '.join(run)}\n", flush=True)
-        subprocess.run([sys.executable, "-m", "benchmarks.training", *common, *peers, *run], check=True)
-    return 0
+        print(f"\n{run}\n", flush=True)
+        command = [sys.executable, "-m", "benchmarks.training", *common, *peers, *run.split()]
+        if subprocess.run(command).returncode:
+            failed.append(run)
+    print("".join(f"\nFailed: {run}" for run in failed))
+    return bool(failed)
 
 
 def _machine(device: torch.device, threads: int) -> str:
