@@ -246,8 +246,7 @@ def _folders(ledger: Any, declared: Any, inputs: dict[str, list[Any]]) -> dict[s
 
 def _work_key(ledger: Any, declared: Any) -> str:
     """Name the work folder by everything that decides the result, so that a re-run of the same resumes it."""
-    decides = [ledger.code_version(declared.asset), declared.name, declared.param_values]
-    decides += [ledger.recorded(u) for u in ledger.upstream(declared.name)]
+    decides = [declared.name, declared.param_values, ledger.origins(declared.name)]
     return hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -464,7 +464,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_on_gpu(options: argparse.Namespace) -> int:
-    """Each of GPU_RUNS in a process of its own, so that each has all of the card's memory; one that fails stops none."""
+    """Each of GPU_RUNS in a process of its own: each has all of the card's memory, and one that fails stops none."""
     common = ["--device", "cuda", "--precision", "bf16", "--compile", "--turns", str(options.turns)]
     peers = [f"--{peer}={path}" for peer in ("nanogpt", "nanochat") if (path := getattr(options, peer))]
     failed = []

@@ -35,10 +35,8 @@ def scaling(
 
     params, ledger = Workspace(root).params(), DvcLedger(root)
     inputs = _inputs(root, params)
-    versions = {stage: ledger.recorded(stage) for stage in ledger.upstream("base_model")}
-    decides = {"code": ledger.code_version("base_model"), "versions": versions}
-    section = params["base_model"] or {}
-    points = [_train(depth, section, inputs, decides, launcher, tracker, out) for depth in depths]
+    section, origins = params["base_model"] or {}, ledger.origins("base_model")
+    points = [_train(depth, section, inputs, origins, launcher, tracker, out) for depth in depths]
     law = fit(points)
     draw(points, law, out / "scaling.png")
     found = {"points": [vars(point) for point in points], "law": vars(law)}
@@ -68,7 +66,7 @@ def _train(
     depth: int,
     section: Mapping[str, Any],
     inputs: dict[str, Any],
-    decides: dict[str, Any],
+    origins: dict[str, Any],
     launcher: Any,
     tracker: Any,
     out: Path,
@@ -77,7 +75,7 @@ def _train(
 
     kept = {name: value for name, value in section.items() if name not in SHAPE}
     settings = {**kept, **LEFT_TO_THE_DIAL, "upsample": {}, "depth": depth}
-    key = text_hash(json.dumps(decides | {"settings": settings}, sort_keys=True))[:8]
+    key = text_hash(json.dumps(origins | {"settings": settings}, sort_keys=True))[:8]
     folder, work = out / f"depth-{depth}-{key}", out / f"work-{depth}-{key}"
     if not (folder / "summary.json").is_file():
         with tracker.start(experiment="scaling", name=f"depth {depth}", params=settings) as run:

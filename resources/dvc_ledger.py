@@ -101,6 +101,11 @@ class DvcLedger:
             )
         return code_hash(stage.template, {d: path_md5(self.root / d) for d in stage.code_deps})
 
+    def origins(self, name: str) -> dict[str, Any]:
+        """Code and recorded inputs of a stage: together with its settings, all that decides what it makes."""
+        versions = {upstream: self.recorded(upstream) for upstream in self.upstream(name)}
+        return {"code": self.code_version(self.stage(name).asset), "versions": versions}
+
     def recorded_code_version(self, name: str) -> str | None:
         """The code version with which dvc.lock's version of this stage was made."""
         entry, stage = self.lock_entry(name), self.stage(name)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
 IGNORE = -100  # a target that carries no loss; PyTorch's own convention in cross_entropy
-# Logits at once. CPU: 64 MB of float32; from half to twice that the time is about the same, below it the gradient of
+# Logits at once, at most half as many more. CPU: 64 MB of float32; from half to twice that the time is about the same, below it the gradient of
 # the matrix is gone through too often (docs/training-speed.md). GPU: 1 GB, not measured, with which even a vocabulary
 # of 50,000 leaves 5,000 tokens to a matrix product.
 LOGITS_AT_ONCE = {"cpu": 2**24, "cuda": 2**28}
@@ -131,14 +131,16 @@ def _in_chunks(
 
     dtype: what matrix products are computed in; all else is float32.
     """
-    size = max(1, LOGITS_AT_ONCE[states.device.type] // len(weight))
+    # Chunks of one size, the nearest to what shall be at once: a small last one would cost almost as much as the others.
+    chunks = max(1, round(len(states) * len(weight) / LOGITS_AT_ONCE[states.device.type]))
+    size = max(1, -(-len(states) // chunks))
     normalise = _compiled_normalise if compiled else _normalise
     with torch.autocast(states.device.type, enabled=False):
         inputs, matrix = states.to(dtype), weight.to(dtype)
         losses = states.new_empty(len(states), dtype=torch.float32)
         if scale is not None:
             for_states = torch.empty_like(states)
-            for_weight = torch.zeros_like(weight, dtype=torch.float32)
+            for_weight = None
         room = matrix.new_empty(min(size, len(states)), len(weight))  # asked for once, not for every chunk
         for start in range(0, len(states), size):
             part = slice(start, start + size)
@@ -149,8 +151,14 @@ def _in_chunks(
             # What is divided and scaled are the (n, C) sides of the products, not the (n, V) one.
             by = scale[part, None] / total
             for_states[part] = (wide @ matrix) * by
-            _add_product(for_weight, wide.t(), (inputs[part] * by).to(dtype))
-        return (losses,) if scale is None else (losses, for_states, for_weight.to(weight.dtype))
+            for_weight = _plus_product(for_weight, wide.t(), (inputs[part] * by).to(dtype))
+        if scale is None:
+            return (losses,)
+        return (
+            losses,
+            for_states,
+            torch.zeros_like(weight) if for_weight is None else for_weight.to(weight.dtype),
+        )
 
 
 def _normalise(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,12 +176,11 @@ def _normalise(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]
 _compiled_normalise = torch.compile(_normalise, dynamic=False)
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b, total being float32."""
-    if a.dtype == total.dtype:
-        total.addmm_(a, b)
-    else:
-        total += a @ b
+def _plus_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """total + a @ b in float32 and, if there is a total yet, in its place."""
+    if total is None:
+        return (a @ b).float()
+    return total.addmm_(a, b) if a.dtype == total.dtype else total.add_(a @ b)
 
 
 def _compute_dtype(states: Tensor, weight: Tensor) -> torch.dtype:

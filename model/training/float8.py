@@ -27,7 +27,11 @@ def use_float8(model: nn.Module, device: torch.device) -> None:
         raise ConfigError(
             f"precision: fp8 needs an H100 or later; this is a {torch.cuda.get_device_name(device)}. Use bf16."
         )
-    logging.getLogger("torchao").setLevel(logging.ERROR)  # it warns of each extension that is for other GPUs
+    for name in (
+        "torchao",
+        "torch.utils._pytree",
+    ):  # of extensions for other GPUs, and of torch's next version
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     except ImportError as error:
