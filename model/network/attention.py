@@ -105,7 +105,10 @@ class KVCache:
         self.longest = int(self.lengths.max())
 
     def write(self, layer: int, rows: Tensor, positions: Tensor, both: Tensor) -> None:
-        """Store both (B, T, 2, K, D), the keys and values of the tokens at `positions` (B, T) of `rows` (B, 1)."""
+        """Store both (B, T, 2, K, D), the keys and values of the tokens at `positions` (B, T) of `rows` (B, 1).
+
+        For one token a row T may be left out: (B, 2, K, D), (B,) and (B,).
+        """
         self.both[layer].permute(1, 3, 0, 2, 4)[rows, positions] = both
 
     def read(self, layer: int, tokens: int) -> tuple[Tensor, Tensor]:
@@ -139,10 +142,12 @@ class Cached:
         return cls(cache, rows, positions, mask, seen)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self.cache.write(layer, self.rows, self.positions, torch.stack((k, v), 2))
-        if self.mask is None:
-            return causal(layer, q, k, v)
         b, t, heads, d = q.shape
+        if self.mask is None:
+            for room, new in zip(self.cache.read(layer, t), (k, v), strict=True):
+                room.copy_(new.transpose(1, 2))
+            return causal(layer, q, k, v)
+        self.cache.write(layer, self.rows, self.positions, torch.stack((k, v), 2))
         groups = heads // k.shape[2]
         # The queries that share a key/value head are laid along the time axis: no key is copied for them.
         q = q.view(b, t, -1, groups, d).permute(0, 2, 3, 1, 4).reshape(b, -1, groups * t, d)
