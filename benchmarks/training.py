@@ -391,7 +391,7 @@ def report(seats: list[Seat], setting: Setting) -> None:
     peak, where = 0.0, ""
     if setting.device.type == "cuda":
         # On a CPU the peak would have to be measured, and one that is busy has none.
-        peak, where = peak_flops(setting.device, setting.train.precision)
+        peak, where = peak_flops(setting.device, setting.train.half)
     print(f"{flops / 1e6:,.0f} MFLOPs a token, forward and backward. {where}\n")
     print(
         "| | parameters | tokens/s | MFU | GB | CPU-s a step | time beside the first | CPU-s beside the first |"

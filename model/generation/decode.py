@@ -87,16 +87,13 @@ class _Block:
         return x + self.down(F.silu(gate).mul_(up))
 
 
-def matrix(parts: Sequence[nn.Linear | Int8Linear], copy: bool, gain: Tensor | None = None) -> Matrix:
-    """x -> what the layers make of it, side by side: (B, in) -> (B, sum of out). `gain` (in,) is for a copy alone."""
+def matrix(parts: Sequence[nn.Linear | Int8Linear], copy: bool) -> Matrix:
+    """x -> what the layers make of it, side by side: (B, in) -> (B, sum of out)."""
     if isinstance(parts[0], Int8Linear):
         return Int8Linear.merged(parts)
     if not copy:
         return lambda x: torch.cat([part(x) for part in parts], dim=-1)
-    weight = torch.cat([part.weight.t() for part in parts], dim=1)
-    if gain is not None:
-        weight = weight * gain[:, None]
-    weight = weight.to(compute_dtype(parts[0].weight)).contiguous()
+    weight = laid_out(parts)
     return lambda x: torch.mm(x, weight)
 
 
@@ -104,10 +101,18 @@ def after_norm(norm: RMSNorm, parts: Sequence[nn.Linear | Int8Linear], copy: boo
     """x -> what the layers make of norm(x); the gain goes into the matrix where that is a copy."""
     norm = _Norm(norm.eps, norm.weight)
     if copy and not isinstance(parts[0], Int8Linear):
-        product = matrix(parts, copy, norm.gain)
-        return lambda x: product(norm.unit(x).to(x.dtype))
+        weight = laid_out(parts, norm.gain)
+        return lambda x: torch.mm(norm.unit(x).to(x.dtype), weight)
     product = matrix(parts, copy)
     return lambda x: product(norm(x))
+
+
+def laid_out(parts: Sequence[nn.Linear], gain: Tensor | None = None) -> Tensor:
+    """The layers' weights side by side and input-major, for x or, with a gain (in,), for x · gain: (in, sum of out)."""
+    weight = torch.cat([part.weight.t() for part in parts], dim=1)
+    if gain is not None:
+        weight = weight * gain[:, None]
+    return weight.to(compute_dtype(parts[0].weight)).contiguous()
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:

@@ -140,7 +140,7 @@ def _in_chunks(
         losses = states.new_empty(len(states), dtype=torch.float32)
         if scale is not None:
             for_states = torch.empty_like(states)
-            for_weight = None
+            for_weight = None if len(states) else torch.zeros_like(weight)
         room = matrix.new_empty(min(size, len(states)), len(weight))  # asked for once, not for every chunk
         for start in range(0, len(states), size):
             part = slice(start, start + size)
@@ -154,11 +154,7 @@ def _in_chunks(
             for_weight = _plus_product(for_weight, wide.t(), (inputs[part] * by).to(dtype))
         if scale is None:
             return (losses,)
-        return (
-            losses,
-            for_states,
-            torch.zeros_like(weight) if for_weight is None else for_weight.to(weight.dtype),
-        )
+        return losses, for_states, for_weight.to(weight.dtype)
 
 
 def _normalise(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:

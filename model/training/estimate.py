@@ -126,7 +126,7 @@ def working_bytes(shape: Config, config: TrainConfig, rows: int, seq_len: int) -
     def counted(n_layer: int, rows: int) -> int:
         small = dataclasses.replace(shape, n_layer=n_layer)
         kept = config.micro_batches > 1
-        return _counted_bytes(small, config.precision, config.activation_checkpointing, kept, rows, seq_len)
+        return _counted_bytes(small, config.half, config.activation_checkpointing, kept, rows, seq_len)
 
     def on_layers(rows: int) -> int:
         return counted(2, rows) + (shape.n_layer - 2) * (counted(3, rows) - counted(2, rows))
@@ -137,7 +137,7 @@ def working_bytes(shape: Config, config: TrainConfig, rows: int, seq_len: int) -
 
 
 @functools.cache
-def _counted_bytes(shape: Config, precision: str, twice: bool, kept: bool, rows: int, seq_len: int) -> int:
+def _counted_bytes(shape: Config, half: bool, twice: bool, kept: bool, rows: int, seq_len: int) -> int:
     """kept: gradients of an earlier micro-batch are there all the time; else they come as the backward pass goes."""
     with FakeTensorMode():
         model = Transformer(shape)
@@ -148,8 +148,7 @@ def _counted_bytes(shape: Config, precision: str, twice: bool, kept: bool, rows:
             for p in model.parameters():
                 p.grad = torch.zeros_like(p)
         ids = torch.zeros(rows, seq_len, dtype=torch.long)
-        half = torch.autocast("cpu", torch.bfloat16, enabled=precision != "fp32")
-        with _PeakBytes() as counted, half:
+        with _PeakBytes() as counted, torch.autocast("cpu", torch.bfloat16, enabled=half):
             model(ids, ids, reduction="sum").backward()
     return counted.peak if kept else counted.peak - gradients
 

@@ -1,4 +1,4 @@
-"""The products of the blocks' matrices in float8, by torchao, for GPUs that have such products (H100 and later)."""
+"""The products of the blocks' matrices in float8, by torchao, for GPUs that have them (Ada, H100 and later)."""
 
 from __future__ import annotations
 
@@ -25,12 +25,10 @@ def use_float8(model: nn.Module, device: torch.device) -> None:
     """
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < FIRST_CAPABILITY:
         raise ConfigError(
-            f"precision: fp8 needs an H100 or later; this is a {torch.cuda.get_device_name(device)}. Use bf16."
+            f"precision: fp8 needs Ada, an H100 or later; this is a {torch.cuda.get_device_name(device)}. Use bf16."
         )
-    for name in (
-        "torchao",
-        "torch.utils._pytree",
-    ):  # of extensions for other GPUs, and of torch's next version
+    # At import they warn of extensions for other GPUs, and of torch's next version.
+    for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training

@@ -131,19 +131,19 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def peak_flops(device: torch.device, precision: str) -> tuple[float, str]:
-    """FLOP/s that the device can do at most, 0 if unknown, and in words where the number comes from."""
+def peak_flops(device: torch.device, half: bool) -> tuple[float, str]:
+    """FLOP/s that the device can do at most in float32 or `half`, bfloat16, 0 if unknown, and in words where the number comes from."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         peak = next((peak for part, peak in PEAKS.items() if part in name), 0.0)
         if not peak:
             return 0.0, f"{name}: its peak is not in model/training/meter.py, so there is no MFU."
         return peak, f"MFU is of {peak / 1e12:,.0f} TFLOP/s, {name}'s dense bfloat16."
-    peak = measured_flops(torch.float32 if precision == "fp32" else torch.bfloat16)
+    peak = measured_flops(torch.bfloat16 if half else torch.float32)
     threads = torch.get_num_threads()
     return (
         peak,
-        f"MFU is of {peak / 1e9:,.0f} GFLOP/s, a {precision} matrix product here on {threads} threads.",
+        f"MFU is of {peak / 1e9:,.0f} GFLOP/s, a {'bf16' if half else 'fp32'} matrix product here on {threads} threads.",
     )
 
 

@@ -148,7 +148,7 @@ class _Loop:
             self.log.message(f"Going on after step {self.state.step}, from {found[0]}.")
         peak = 0.0
         if self.display.flops_per_token and self.log.speaks:
-            peak, source = peak_flops(self.engine.world.device, self.config.precision)
+            peak, source = peak_flops(self.engine.world.device, self.config.half)
             self.log.message(source)
         self.meter = Meter(self.engine.world, self.display, self.make_batch, peak)
         self.ratios = UpdateRatios(self.engine.module, self.engine.world)
