@@ -14,15 +14,17 @@ Notable:
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
 IGNORE = -100  # a target that carries no loss; PyTorch's own convention in cross_entropy
-# Logits at once, at most half as many more. CPU: 64 MB of float32; from half to twice that the time is about the same,
-# below it the gradient of the matrix is gone through too often (docs/training-speed.md). GPU: 1 GB, not measured, with
-# which even a vocabulary of 50,000 leaves 5,000 tokens to a matrix product.
-LOGITS_AT_ONCE = {"cpu": 2**24, "cuda": 2**28}
+# Logits at once, at most. CPU: 128 MB of float32; with fewer the gradient of the matrix is gone through too often, with
+# more there is little to win (docs/training-speed.md). GPU: 1 GB, not measured, with which even a vocabulary of 50,000
+# leaves 5,000 tokens to a matrix product.
+LOGITS_AT_ONCE = {"cpu": 2**25, "cuda": 2**28}
 
 
 class Head(nn.Linear):
@@ -131,9 +133,9 @@ def _in_chunks(
 
     dtype: what matrix products are computed in; all else is float32.
     """
-    # Chunks of one size, the nearest to what shall be at once: a small last one would cost almost as much as the rest.
-    chunks = max(1, round(len(states) * len(weight) / LOGITS_AT_ONCE[states.device.type]))
-    size = max(1, -(-len(states) // chunks))
+    most = max(1, LOGITS_AT_ONCE[states.device.type] // len(weight))
+    # Chunks of one size: a small last one would cost almost as much as the others.
+    size = max(1, math.ceil(len(states) / max(1, math.ceil(len(states) / most))))
     normalise = _compiled_normalise if compiled else _normalise
     with torch.autocast(states.device.type, enabled=False):
         inputs, matrix = states.to(dtype), weight.to(dtype)

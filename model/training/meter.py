@@ -132,7 +132,10 @@ def peak_memory(device: torch.device) -> float:
 
 
 def peak_flops(device: torch.device, half: bool) -> tuple[float, str]:
-    """FLOP/s that the device can do at most in float32 or `half`, bfloat16, 0 if unknown, and in words where the number comes from."""
+    """FLOP/s that the device can do at most, 0 if unknown, and in words where the number comes from.
+
+    half: a CPU's in bfloat16, not in float32.
+    """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         peak = next((peak for part, peak in PEAKS.items() if part in name), 0.0)
@@ -140,10 +143,10 @@ def peak_flops(device: torch.device, half: bool) -> tuple[float, str]:
             return 0.0, f"{name}: its peak is not in model/training/meter.py, so there is no MFU."
         return peak, f"MFU is of {peak / 1e12:,.0f} TFLOP/s, {name}'s dense bfloat16."
     peak = measured_flops(torch.bfloat16 if half else torch.float32)
-    threads = torch.get_num_threads()
+    kind, threads = "bf16" if half else "fp32", torch.get_num_threads()
     return (
         peak,
-        f"MFU is of {peak / 1e9:,.0f} GFLOP/s, a {'bf16' if half else 'fp32'} matrix product here on {threads} threads.",
+        f"MFU is of {peak / 1e9:,.0f} GFLOP/s, a {kind} matrix product here on {threads} threads.",
     )
 
 

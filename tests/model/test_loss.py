@@ -105,7 +105,7 @@ def test_weights_belong_to_a_sum():
 
 
 def test_never_more_logits_than_a_chunk(monkeypatch):
-    """Of all tensors that the forward and the backward pass make, none has more numbers than half above a chunk's."""
+    """Of all tensors that the forward and the backward pass make, none has more numbers than it may."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Largest(TorchDispatchMode):
@@ -123,7 +123,7 @@ def test_never_more_logits_than_a_chunk(monkeypatch):
     for reduction in ("sum", "none"):
         with Largest() as seen:
             cross_entropy(hidden, weight, targets, reduction=reduction).sum().backward()
-        assert seen.numbers <= 45 * V
+        assert seen.numbers <= 30 * V
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
