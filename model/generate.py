@@ -1,8 +1,8 @@
 """Tokens from the model: batched sampling with a key/value cache, and tools that run in the middle of an answer.
 
 Notable:
-- rows keep their own length: prompts of similar length go through the model together, padded on the right (causal
-  attention never looks there), and each row then continues at its own place. Padding changes no number;
+- rows keep their own length: prompts go through the model end to end, unpadded, and each row then continues at its
+  own place;
 - equal prompts (RL asks for many samples of one) go through the model once;
 - each row has its own random stream: a prompt gives the same sample alone or in any batch;
 - `logprobs` are those of the very distribution that was sampled from, penalty, temperature and truncation included;
@@ -12,6 +12,7 @@ Notable:
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -19,11 +20,11 @@ from torch import Tensor
 from model.generation.decode import Decoder, compute_dtype
 from model.generation.live_text import LiveText
 from model.generation.sampling import Sampling
-from model.network.attention import KVCache
+from model.network.attention import KVCache, Prefill
 from model.tokenizer import Tokenizer
 from model.transformer import Transformer
 
-PREFILL_TOKENS = 512  # a pass of so many is efficient; above, prompts of different length go separately
+PREFILL_TOKENS = 8192  # of prompts that go through the model in one pass, at most: a bound to its memory
 
 
 @dataclass
@@ -174,7 +175,9 @@ class _Batch:
         self.limits = (model.config.max_seq_len - lengths).clamp(max=max_new_tokens)
         n, steps = len(prompts), max(0, int(self.limits.max()))
         self.steps = steps
-        self.rows = torch.arange(n, device=self.device)
+        # In the cache: the longest prompt first, equal ones side by side.
+        order = sorted(range(n), key=lambda row: (-len(self.prompts[row]), self.prompts[row]))
+        self.rows = torch.tensor(order, device=self.device)
         self.stop_ids = torch.tensor(sorted(stops.ids), dtype=torch.long, device=self.device)
         self.tokens = torch.zeros(n, steps, dtype=torch.long, device=self.device)
         self.logprobs = torch.zeros(n, steps, device=self.device)
@@ -195,11 +198,8 @@ class _Batch:
         decoder = None
         for step in range(self.steps):
             tokens, drawn = self._choose(logits, step)
-            going = self.lengths[self.rows] > step
-            stops = (tokens[:, None] == self.stop_ids).any(-1) & drawn & going
-            self._finish(self.rows[stops], step)
-            if self.texts:
-                yield from self._read(step, tokens, drawn, going & ~stops, live)
+            if self.stop_ids.numel() or self.texts:
+                yield from self._stop(step, tokens, drawn, live)
             alive = (self.lengths > step + 1)[self.rows]
             if self.caller is not None:
                 calls = (tokens == self.caller.tokenizer.tool_call_end_id) & drawn & alive
@@ -231,29 +231,21 @@ class _Batch:
 
     def _prefill(self) -> Tensor:
         """Pass each different prompt once; fill the cache; return the logits (B, V) of what follows."""
-        longest = max(map(len, self.prompts))
-        capacity = min(self.model.config.max_seq_len, longest + self.steps)
+        prompts = [tuple(self.prompts[row]) for row in self.rows.tolist()]
+        different = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
         config, dtype = self.model.config, compute_dtype(self.model.embed_tokens.weight)
-        self.cache = KVCache(config, len(self.prompts), capacity, self.device, dtype)
-        self.cache.lengths = torch.tensor([len(prompt) for prompt in self.prompts], device=self.device)
-        self.cache.longest = longest
-        logits = None
-        for prompts in of_similar_length(set(map(tuple, self.prompts))):
-            lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
-            t = max(map(len, prompts))
-            ids = torch.tensor([[*p, *[0] * (t - len(p))] for p in prompts], device=self.device)
-            cache = KVCache(config, len(prompts), t, self.device, dtype)
-            last = self.model.hidden(ids, cache)[torch.arange(len(prompts), device=self.device), lengths - 1]
-            place = {prompt: i for i, prompt in enumerate(prompts)}
-            rows, copies = torch.tensor(
-                [(row, place[tuple(p)]) for row, p in enumerate(self.prompts) if tuple(p) in place],
-                device=self.device,
-            ).T
-            self.cache.both[:, :, rows, :, :t] = cache.both[:, :, copies]
-            part = self.model.head(last)
-            if logits is None:
-                logits = part.new_empty(len(self.prompts), part.shape[-1])
-            logits[rows] = part[copies]
+        capacity = min(config.max_seq_len, len(prompts[0]) + self.steps)
+        self.cache = KVCache(config, len(different), capacity, self.device, dtype)
+        parts = []
+        for some in passes(list(different)):
+            new = Prefill(self.cache, different[some[0]], [len(prompt) for prompt in some])
+            ids = torch.tensor([list(chain.from_iterable(some))], device=self.device)
+            parts.append(self.model.head(self.model.hidden(ids, new)[0, new.last]))
+        logits = torch.cat(parts)
+        if len(different) < len(prompts):
+            copies = torch.tensor([different[prompt] for prompt in prompts], device=self.device)
+            self.cache.keep(copies)
+            logits = logits[copies]
         return logits
 
     def _choose(self, logits: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -271,15 +263,14 @@ class _Batch:
             self.seen.scatter_(1, tokens[:, None], True)
         return tokens, drawn
 
-    def _finish(self, rows: Tensor, step: int) -> None:
-        """The token of this step is the last one of these rows."""
-        self.lengths[rows] = step + 1
-        self.finished[rows] = True
-
-    def _read(
-        self, step: int, tokens: Tensor, drawn: Tensor, going: Tensor, live: bool
-    ) -> Iterator[tuple[int, str]]:
-        """Append the tokens to the texts of the rows that go on; end those that have a stop string."""
+    def _stop(self, step: int, tokens: Tensor, drawn: Tensor, live: bool) -> Iterator[tuple[int, str]]:
+        """End the rows that drew a stop token, or whose text now has a stop string; yield what live rows write."""
+        going = self.lengths[self.rows] > step
+        stops = (tokens[:, None] == self.stop_ids).any(-1) & drawn & going
+        self._finish(self.rows[stops], step)
+        if not self.texts:
+            return
+        going &= ~stops
         ended = []
         columns = (c.tolist() for c in (self.rows[going], tokens[going], drawn[going]))
         for row, token, sampled in zip(*columns, strict=True):
@@ -288,6 +279,11 @@ class _Batch:
             if live and (piece := self.texts[row].piece()):
                 yield row, piece
         self._finish(torch.tensor(ended, dtype=torch.long, device=self.device), step)
+
+    def _finish(self, rows: Tensor, step: int) -> None:
+        """The token of this step is the last one of these rows."""
+        self.lengths[rows] = step + 1
+        self.finished[rows] = True
 
     def _noise(self, logits: Tensor) -> Tensor | None:
         """The next numbers of every row's own stream, exponentially distributed, (B, V)."""
@@ -299,10 +295,10 @@ class _Batch:
         return noise.log_().neg_()  # five times as fast as exponential_
 
     def _seen(self) -> Tensor:
-        """Which tokens each prompt holds: bool (B, V)."""
-        seen = torch.zeros(len(self.prompts), self.model.config.vocab_size, dtype=torch.bool)
-        for row, prompt in zip(seen, self.prompts, strict=True):
-            row[prompt] = True
+        """Which tokens the prompt of each row in the cache holds: bool (B, V)."""
+        seen = torch.zeros(len(self.rows), self.model.config.vocab_size, dtype=torch.bool)
+        for marks, row in zip(seen, self.rows.tolist(), strict=True):
+            marks[self.prompts[row]] = True
         return seen.to(self.device)
 
     def _force(self, row: int, step: int) -> None:
@@ -323,12 +319,14 @@ class _Batch:
         return tokens
 
 
-def of_similar_length(prompts: Collection[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
-    """Groups to pass through the model together: of little padding, or too small for it to matter."""
-    groups: list[list[tuple[int, ...]]] = []
-    for prompt in sorted(prompts, key=lambda p: (-len(p), p)):
-        longest = len(groups[-1][0]) if groups else 0
-        if not groups or (len(prompt) < 0.8 * longest and longest * len(groups[-1]) >= PREFILL_TOKENS):
-            groups.append([])
-        groups[-1].append(prompt)
-    return groups
+def passes(prompts: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+    """The prompts in order, as many at a time as PREFILL_TOKENS hold, or one."""
+    some, tokens = [], 0
+    for prompt in prompts:
+        if some and tokens + len(prompt) > PREFILL_TOKENS:
+            yield some
+            some, tokens = [], 0
+        some.append(prompt)
+        tokens += len(prompt)
+    if some:
+        yield some

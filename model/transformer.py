@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.network.attention import Cached, KVCache, Packed, causal, has_varlen_kernel
+from model.network.attention import Cached, KVCache, Packed, Prefill, causal, has_varlen_kernel
 from model.network.loss import IGNORE as IGNORE  # those who make targets know it from here
 from model.network.loss import Head
 from model.network.norm import RMSNorm
@@ -174,14 +174,17 @@ class Transformer(nn.Module):
                 scale = 0.5 if name == "embed_tokens.weight" else 1.0
                 weight.normal_(0.0, scale * weight.shape[1] ** -0.5)
 
-    def hidden(self, ids: Tensor, cache: KVCache | None = None, documents: Tensor | None = None) -> Tensor:
+    def hidden(
+        self, ids: Tensor, cache: KVCache | Prefill | None = None, documents: Tensor | None = None
+    ) -> Tensor:
         """ids (B, T) int64 -> final normed states (B, T, C), which `head` turns into logits.
 
-        With a cache the ids continue its rows, and it grows by T tokens in every row. `documents` (B, T), integers
-        ascending along a row, says which of the documents packed into a row each token belongs to: it sees no other.
+        With a cache the ids continue its rows, and it grows by T tokens in every row; with a Prefill they are the
+        prompts that it was made for. `documents` (B, T), integers ascending along a row, says which of the documents
+        packed into a row each token belongs to: it sees no other.
         """
         t = ids.shape[1]
-        step = None if cache is None else Cached.step(cache, t)
+        step = Cached.step(cache, t) if isinstance(cache, KVCache) else cache
         end = t if step is None else step.seen
         if end > self.config.max_seq_len:
             raise ValueError(
@@ -189,7 +192,7 @@ class Transformer(nn.Module):
                 "Shorten the input, or train with a larger max_seq_len."
             )
         x = self.embed_tokens(ids)
-        rope = self._rope(t, step, x.dtype)
+        rope = self._rope(slice(t) if step is None else step.positions, x.dtype)
         attend: Attend = causal if step is None else step
         if documents is not None:
             attend = self._packed(documents, x, cache)
@@ -232,10 +235,9 @@ class Transformer(nn.Module):
         c, t = self.config, seq_len or self.config.max_seq_len
         return 6 * self.num_params(embedding=False) + 12 * c.n_layer * c.n_head * c.head_dim * t
 
-    def _rope(self, t: int, step: Cached | None, dtype: torch.dtype) -> Rope:
+    def _rope(self, places: Tensor | slice, dtype: torch.dtype) -> Rope:
         """Cosines and sines to spread over heads: (T, 1, D), or (B, T, 1, D) where rows differ in place."""
-        place = slice(t) if step is None or step.mask is None else step.positions
-        return self.rope_cos[place].unsqueeze(-2).to(dtype), self.rope_sin[place].unsqueeze(-2).to(dtype)
+        return self.rope_cos[places].unsqueeze(-2).to(dtype), self.rope_sin[places].unsqueeze(-2).to(dtype)
 
     def _packed(self, documents: Tensor, x: Tensor, cache: KVCache | None) -> Packed:
         if cache is not None or documents.shape != x.shape[:2]:

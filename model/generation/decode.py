@@ -43,10 +43,9 @@ class Decoder:
         mask = torch.where(new.mask, 0.0, -torch.inf).to(cache.both.dtype)
         x = self.embedding[tokens]
         cos, sin = self.rope[places, :, None].to(x.dtype).unbind(1)
-        for layer, block in enumerate(self.blocks):
-            q, both = block.project(x, cos, sin)
-            cache.write(layer, rows, places, both)
-            out = F.scaled_dot_product_attention(q, *cache.read(layer, new.seen), attn_mask=mask)
+        for block, room, stored in zip(self.blocks, new.rooms, new.stored, strict=True):
+            q, room[rows, places] = block.project(x, cos, sin)
+            out = F.scaled_dot_product_attention(q, *stored, attn_mask=mask)
             x = block.finish(x, out.reshape(len(x), -1))
         new.done()
         return self.head(x).float()

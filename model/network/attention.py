@@ -1,15 +1,17 @@
-"""Who sees whom: the three ways in which the queries of a forward pass meet keys and values.
+"""Who sees whom: the four ways in which the queries of a forward pass meet keys and values.
 
 `Transformer.hidden` picks one for all its layers and every layer calls it as `attend(layer, q, k, v)`, with
 q (B, T, H, D) and k, v (B, T, K, D) -> (B, T, H, D). No token ever sees one behind it.
 - `causal`: each row is one text;
 - `Packed`: each row holds several documents end to end, which do not see each other. Their positions go on
   counting: rotary positions only tell distances, so that every document computes what it would alone;
+- `Prefill`: prompts end to end in one row, which see themselves alone and fill a row of a cache each;
 - `Cached`: new tokens see the stored ones of their row, for generation.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -104,16 +106,65 @@ class KVCache:
         self.lengths = self.lengths[rows]
         self.longest = int(self.lengths.max())
 
-    def write(self, layer: int, rows: Tensor, positions: Tensor, both: Tensor) -> None:
-        """Store both (B, T, 2, K, D), the keys and values of the tokens at `positions` (B, T) of `rows` (B, 1).
+    def rooms(self) -> tuple[Tensor, ...]:
+        """Of each layer (B, capacity, 2, K, D): where keys and values go, by their row and place."""
+        return self.both.permute(0, 2, 4, 1, 3, 5).unbind()
 
-        For one token a row T may be left out: (B, 2, K, D), (B,) and (B,).
-        """
-        self.both[layer].permute(1, 3, 0, 2, 4)[rows, positions] = both
+    def stored(self, tokens: int) -> tuple[Tensor, ...]:
+        """Of each layer the keys and values of so many tokens a row: (2, B, K, tokens, D)."""
+        return self.both[..., :tokens, :].unbind()
 
-    def read(self, layer: int, tokens: int) -> tuple[Tensor, Tensor]:
-        """The layer's keys and values of so many tokens a row, (B, K, tokens, D) each."""
-        return self.both[layer, :, :, :, :tokens].unbind()
+
+class Prefill:
+    """Prompts end to end in one row (1, T): each fills a row of an empty cache and sees itself alone.
+
+    Only attention pads them, those of similar length together; every matrix product takes the T tokens as they are.
+    """
+
+    def __init__(self, cache: KVCache, first: int, lengths: Sequence[int]):
+        """The prompts, of so many tokens each and the longest in front, go to the rows from `first` on."""
+        device = cache.lengths.device
+        self.cache, self.seen, self.rows = cache, max(lengths), slice(first, first + len(lengths))
+        if self.seen > cache.capacity:
+            raise ValueError(_too_long(cache, self.seen))
+        self.lengths = torch.tensor(lengths, device=device)
+        self.last = self.lengths.cumsum(0) - 1  # where among the T tokens each prompt ends
+        self.positions = torch.cat([torch.arange(n, device=device) for n in lengths])[None]
+        self.groups = []
+        row = token = 0
+        for same in of_similar_length(lengths):
+            rows, tokens = slice(row, row := row + len(same)), slice(token, token := token + sum(same))
+            inside = torch.arange(same[0], device=device) < self.lengths[rows, None]
+            places = torch.zeros(inside.shape, dtype=torch.long, device=device)
+            places[inside] = torch.arange(sum(same), device=device)
+            kept = inside.flatten().nonzero()[:, 0]
+            self.groups.append((slice(first + rows.start, first + rows.stop), tokens, places, kept))
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = torch.empty_like(q)
+        for rows, tokens, places, kept in self.groups:
+            q_, k_, v_ = (x[0, tokens][places] for x in (q, k, v))  # (rows, longest, heads, D)
+            for room, new in zip(
+                self.cache.both[layer, :, rows, :, : places.shape[1]], (k_, v_), strict=True
+            ):
+                room.copy_(new.transpose(1, 2))
+            out[0, tokens] = causal(layer, q_, k_, v_).flatten(0, 1)[kept]
+        return out
+
+    def done(self) -> None:
+        """The prompts are stored in every layer."""
+        self.cache.lengths[self.rows] = self.lengths
+        self.cache.longest = max(self.cache.longest, self.seen)
+
+
+def of_similar_length(lengths: Sequence[int]) -> list[list[int]]:
+    """Lengths in falling order, cut into groups in which none is less than 0.8 times the first."""
+    groups: list[list[int]] = []
+    for length in lengths:
+        if not groups or length < 0.8 * groups[-1][0]:
+            groups.append([])
+        groups[-1].append(length)
+    return groups
 
 
 @dataclass
@@ -123,42 +174,40 @@ class Cached:
     cache: KVCache
     rows: Tensor  # (B, 1): 0 … B-1
     positions: Tensor  # (B, T): place of each new token in its row
-    mask: Tensor | None  # (B, 1, T, seen): what each new token sees; None if all rows start empty
+    mask: Tensor  # (B, 1, T, seen): what each new token sees
     seen: int  # stored tokens to look at, the longest row's
+    rooms: tuple[Tensor, ...]  # of each layer, as KVCache has them
+    stored: tuple[Tensor, ...]
 
     @classmethod
     def step(cls, cache: KVCache, t: int) -> Cached:
         """The step that adds t tokens to every row."""
         seen = cache.longest + t
         if seen > cache.capacity:
-            raise ValueError(
-                f"The cache holds {cache.capacity} tokens a row and {seen} are needed. Reserve more."
-            )
+            raise ValueError(_too_long(cache, seen))
         positions = cache.lengths[:, None] + torch.arange(t, device=cache.lengths.device)
-        mask = None
-        if cache.longest:
-            mask = torch.arange(seen, device=positions.device) <= positions[:, None, :, None]
+        mask = torch.arange(seen, device=positions.device) <= positions[:, None, :, None]
         rows = torch.arange(len(positions), device=positions.device)[:, None]
-        return cls(cache, rows, positions, mask, seen)
+        return cls(cache, rows, positions, mask, seen, cache.rooms(), cache.stored(seen))
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         b, t, heads, d = q.shape
-        if self.mask is None:
-            for room, new in zip(self.cache.read(layer, t), (k, v), strict=True):
-                room.copy_(new.transpose(1, 2))
-            return causal(layer, q, k, v)
-        self.cache.write(layer, self.rows, self.positions, torch.stack((k, v), 2))
+        self.rooms[layer][self.rows, self.positions] = torch.stack((k, v), 2)
         groups = heads // k.shape[2]
         # The queries that share a key/value head are laid along the time axis: no key is copied for them.
         q = q.view(b, t, -1, groups, d).permute(0, 2, 3, 1, 4).reshape(b, -1, groups * t, d)
         mask = self.mask if t == 1 else self.mask.repeat(1, 1, groups, 1)
-        out = F.scaled_dot_product_attention(q, *self.cache.read(layer, self.seen), attn_mask=mask)
+        out = F.scaled_dot_product_attention(q, *self.stored[layer], attn_mask=mask)
         return out.view(b, -1, groups, t, d).permute(0, 3, 1, 2, 4)
 
     def done(self) -> None:
         """The new tokens are stored in every layer: the rows grew."""
         self.cache.lengths += self.positions.shape[1]
         self.cache.longest = self.seen
+
+
+def _too_long(cache: KVCache, seen: int) -> str:
+    return f"The cache holds {cache.capacity} tokens a row and {seen} are needed. Reserve more."
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, **who) -> Tensor:

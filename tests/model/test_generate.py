@@ -5,8 +5,9 @@ import random
 import pytest
 import torch
 
-from model.generate import generate, of_similar_length, stream
+from model.generate import generate, passes, stream
 from model.generation.sampling import Sampling
+from model.network.attention import Cached, KVCache
 from model.tools import calculator
 from model.transformer import Transformer
 
@@ -46,10 +47,9 @@ class Script(Transformer):
         self.script, self.start = script, start
 
     def hidden(self, ids, cache=None):
-        t = ids.shape[1]
-        places = cache.lengths[:, None] + torch.arange(t)
-        cache.lengths, cache.longest = cache.lengths + t, cache.longest + t
-        return places[..., None].float()
+        step = Cached.step(cache, ids.shape[1]) if isinstance(cache, KVCache) else cache
+        step.done()
+        return step.positions[..., None].float()
 
     def head(self, hidden):
         places = (hidden[..., 0].long() - self.start + 1).clamp(0, len(self.script) - 1)
@@ -318,14 +318,15 @@ def test_a_prompts_text_leaves_out_the_stop_token(scripted, tokenizer):
     assert plain.text is None
 
 
-def test_prompts_of_similar_length_go_together_and_none_is_lost():
-    dice = random.Random(1)
-    asked = {tuple(range(dice.randrange(1, 300))) for _ in range(200)}
-    groups = of_similar_length(asked)
-    assert sorted(p for group in groups for p in group) == sorted(asked)
-    padded = sum(len(group) * max(map(len, group)) for group in groups)
-    assert padded < 1.3 * sum(map(len, asked)) < 0.8 * len(asked) * max(map(len, asked))
-    assert len(of_similar_length([(1,) * n for n in range(1, 20)])) == 1
+def test_prompts_go_in_passes_of_bounded_size_and_none_is_lost(random_model, monkeypatch):
+    model, asked = random_model(), prompts(20)
+    asked += asked[:5]  # equal prompts are passed once
+    whole = generate(model, asked, max_new_tokens=10)
+    monkeypatch.setattr("model.generate.PREFILL_TOKENS", 50)
+    sizes = [[len(prompt) for prompt in some] for some in passes(list(map(tuple, asked)))]
+    assert sum(map(len, sizes)) == 25 and len(sizes) > 5
+    assert all(sum(some) <= 50 or len(some) == 1 for some in sizes)
+    assert [c.ids for c in generate(model, asked, max_new_tokens=10)] == [c.ids for c in whole]
 
 
 def test_autocast_computes_in_its_type_and_scores_its_samples(random_model):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 import model.network.attention as attention
 import model.transformer as transformer
+from model.network.attention import Prefill, of_similar_length
 from model.network.rope import RopeScaling, rope_frequencies
 from model.transformer import Config, KVCache, Transformer
 
@@ -171,6 +172,33 @@ def test_rows_of_a_cache_may_stand_at_different_places(random_model):
         for row, start in enumerate((long, short)):
             alone = model(torch.cat((start, more[row : row + 1]), dim=1))[0, -7:]
             torch.testing.assert_close(got[row], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_prompts_end_to_end_fill_the_cache_as_each_alone_does(random_model):
+    model, lengths = random_model(), [61, 60, 50, 23, 22, 1]
+    prompts = [torch.randint(0, 512, (1, n)) for n in lengths]
+    cache = KVCache(model.config, rows=8, capacity=64)
+    with torch.no_grad():
+        new = Prefill(cache, 1, lengths)
+        hidden = model.hidden(torch.cat(prompts, dim=1), new)
+        assert cache.lengths.tolist() == [0, *lengths, 0] and cache.longest == 61
+        for row, (prompt, found) in enumerate(zip(prompts, hidden[0].split(lengths), strict=True), 1):
+            alone = KVCache(model.config, rows=1, capacity=64)
+            torch.testing.assert_close(found, model.hidden(prompt, alone)[0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(found, model.hidden(prompt)[0], atol=1e-5, rtol=1e-5)
+            n = prompt.shape[1]
+            torch.testing.assert_close(
+                cache.both[:, :, row, :, :n], alone.both[:, :, 0, :, :n], atol=1e-5, rtol=1e-5
+            )
+        assert torch.equal(hidden[0, new.last[1]], hidden[0, 120])
+    assert not cache.both[:, :, [0, 7]].any()
+    with pytest.raises(ValueError, match="Reserve more"):
+        Prefill(cache, 0, [65, 3])
+
+
+def test_attention_takes_prompts_of_similar_length_together():
+    assert of_similar_length([100, 90, 80, 79, 64, 63, 1]) == [[100, 90, 80], [79, 64], [63], [1]]
+    assert of_similar_length([7] * 5) == [[7] * 5]
 
 
 def test_a_token_sees_nothing_behind_it(random_model):
