@@ -106,12 +106,15 @@ def after_norm(norm: RMSNorm, parts: Sequence[nn.Linear | Int8Linear], copy: boo
     return lambda x: product(norm(x))
 
 
+@torch.no_grad()
 def laid_out(parts: Sequence[nn.Linear], gain: Tensor | None = None) -> Tensor:
     """The layers' weights side by side and input-major, for x or, with a gain (in,), for x · gain: (in, sum of out)."""
-    weight = torch.cat([part.weight.t() for part in parts], dim=1)
-    if gain is not None:
-        weight = weight * gain[:, None]
-    return weight.to(compute_dtype(parts[0].weight)).contiguous()
+    first, sizes = parts[0].weight, [part.out_features for part in parts]
+    out = torch.empty(first.shape[1], sum(sizes), dtype=compute_dtype(first), device=first.device)
+    for part, room in zip(parts, out.split(sizes, dim=1), strict=True):
+        by_input = part.weight.t()
+        room.copy_(by_input) if gain is None else torch.mul(by_input, gain[:, None], out=room)
+    return out
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:
