@@ -21,6 +21,8 @@ from model.generation.quantise import Int8Linear
 from model.network.attention import Cached, KVCache
 from model.transformer import Block, RMSNorm, Transformer
 
+PANEL = 512  # columns of a panel, about; 256 to 1,024 where the number of columns wants it
+PANELS_FROM = 2**18  # numbers in a matrix: smaller ones stay in a core's cache
 Matrix = Callable[[Tensor], Tensor]  # (B, in) -> (B, out)
 
 
@@ -93,7 +95,7 @@ def matrix(parts: Sequence[nn.Linear | Int8Linear], copy: bool) -> Matrix:
     if not copy:
         return lambda x: torch.cat([part(x) for part in parts], dim=-1)
     weight = laid_out(parts)
-    return lambda x: torch.mm(x, weight)
+    return lambda x: product(x, weight)
 
 
 def after_norm(norm: RMSNorm, parts: Sequence[nn.Linear | Int8Linear], copy: bool) -> Matrix:
@@ -101,20 +103,41 @@ def after_norm(norm: RMSNorm, parts: Sequence[nn.Linear | Int8Linear], copy: boo
     norm = _Norm(norm.eps, norm.weight)
     if copy and not isinstance(parts[0], Int8Linear):
         weight = laid_out(parts, norm.gain)
-        return lambda x: torch.mm(norm.unit(x).to(x.dtype), weight)
-    product = matrix(parts, copy)
-    return lambda x: product(norm(x))
+        return lambda x: product(norm.unit(x).to(x.dtype), weight)
+    plain = matrix(parts, copy)
+    return lambda x: plain(norm(x))
 
 
 @torch.no_grad()
 def laid_out(parts: Sequence[nn.Linear], gain: Tensor | None = None) -> Tensor:
-    """The layers' weights side by side and input-major, for x or, with a gain (in,), for x · gain: (in, sum of out)."""
+    """The layers' weights side by side and input-major, for x or, with a gain (in,), for x · gain.
+
+    (in, sum of out), or cut into panels (panels, in, sum of out / panels): what `product` takes.
+    """
     first, sizes = parts[0].weight, [part.out_features for part in parts]
     out = torch.empty(first.shape[1], sum(sizes), dtype=compute_dtype(first), device=first.device)
     for part, room in zip(parts, out.split(sizes, dim=1), strict=True):
         by_input = part.weight.t()
         room.copy_(by_input) if gain is None else torch.mul(by_input, gain[:, None], out=room)
-    return out
+    panels = n_panels(out)
+    return out if panels == 1 else out.view(len(out), panels, -1).transpose(0, 1).contiguous()
+
+
+def n_panels(weight: Tensor) -> int:
+    """Into how many panels a matrix (in, out) is best cut. 1: it is small, on a GPU, or there is no good number."""
+    columns = weight.shape[1]
+    if weight.device.type != "cpu" or weight.numel() < PANELS_FROM:
+        return 1
+    good = range(columns // (2 * PANEL) or 1, columns // (PANEL // 2) + 1)
+    fit = [n for n in good if columns % n == 0 and n >= torch.get_num_threads()]
+    return min(fit, key=lambda n: abs(columns // n - PANEL), default=1)
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """x (B, in) times what `laid_out` gave: (B, out)."""
+    if weight.ndim == 2:
+        return torch.mm(x, weight)
+    return torch.bmm(x.expand(len(weight), -1, -1), weight).transpose(0, 1).flatten(1)
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:

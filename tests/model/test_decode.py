@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from model.generation.decode import Decoder, compute_dtype
+import model.generation.decode as decode
+from model.generation.decode import Decoder, compute_dtype, n_panels
 from model.generation.quantise import quantise
 from model.network.attention import KVCache
 from model.network.rope import RopeScaling
@@ -42,6 +43,25 @@ def compare(model, rows, tolerance, copy=True):
 @pytest.mark.parametrize(("rows", "copy"), [(1, False), (7, True), (7, False)])
 def test_a_step_gives_the_logits_of_the_modules(random_model, shape, rows, copy):
     compare(random_model(**shape), rows, 2e-5, copy)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_large_matrices_are_cut_into_panels_that_give_the_same_logits(random_model, shape, monkeypatch):
+    monkeypatch.setattr(decode, "PANELS_FROM", 0)
+    monkeypatch.setattr(decode, "PANEL", 32)
+    model = random_model(**shape)
+    decoder = decode.Decoder(model)
+    assert n_panels(torch.empty(8, 512)) == 16
+    with torch.inference_mode():
+        x = torch.randn(5, model.config.d_model)
+        torch.testing.assert_close(decoder.head(x), model.head(model.norm(x)), atol=2e-5, rtol=2e-5)
+    compare(model, 7, 2e-5)
+
+
+def test_panels_are_about_512_columns_and_at_least_as_many_as_threads(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert n_panels(torch.empty(512, 2688, device="meta")) == 1  # no CPU's
+    assert [n_panels(torch.empty(600, n)) for n in (512, 2688, 16384, 50257, 99)] == [1, 6, 32, 1, 1]
 
 
 def test_a_step_in_half_precision_gives_the_logits_of_the_modules(random_model):
