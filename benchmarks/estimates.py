@@ -1,6 +1,6 @@
 """What is said before the first step beside what is then measured: operations, memory, time.
 
-    python -m benchmarks.estimates [--threads 2] [--steps 40]
+    python -m benchmarks.estimates [--threads 2]
 
 Operations: PyTorch's own count of a step's matrix products. Memory: the most that PyTorch's allocator gave out within a
 step, by its profiler. Time: the trial's forecast, and a training of so many steps; the two share the machine with
@@ -21,11 +21,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from model.training import estimate
 from model.training.engine import Engine, open_engine
 from model.training.train_config import TrainConfig
-from model.training.world import World
+from model.training.world import World, keep_freed_memory
 from model.transformer import Config, Transformer
 
-# depth, vocabulary, rows a step, tokens a row, optimiser
-RUNS = ((4, 1024, 4, 256, "adamw"), (4, 1024, 32, 256, "muon"), (6, 8192, 4, 256, "muon"))
+# depth, vocabulary, rows a step, tokens a row, optimiser, steps timed
+RUNS = (
+    (4, 1024, 4, 256, "adamw", 40),
+    (4, 1024, 32, 256, "muon", 40),
+    (6, 8192, 4, 256, "muon", 40),
+    (12, 50304, 1, 1024, "muon", 6),  # 124M
+)
 
 
 def one_step(engine: Engine, ids: torch.Tensor) -> None:
@@ -58,25 +63,23 @@ def allocated(engine: Engine, ids: torch.Tensor) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=40)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as every training on a CPU does
     table = Table("model", "what", "said", "measured", "said / measured", box=None)
-    for depth, vocab_size, rows, seq_len, optimizer in RUNS:
+    for depth, vocab_size, rows, seq_len, optimizer, steps in RUNS:
         shape = Config.from_depth(depth, vocab_size, seq_len)
-        config = TrainConfig(
-            engine="torch", optimizer=optimizer, steps=options.steps, threads=options.threads
-        )
+        config = TrainConfig(engine="torch", optimizer=optimizer, steps=steps, threads=options.threads)
         said = estimate.estimate(shape, config, rows, seq_len)
         model, ids = Transformer(shape), torch.randint(0, vocab_size, (rows, seq_len))
-        seconds = estimate.trial(model, config, rows, seq_len, World()) * options.steps
+        seconds = estimate.trial(model, config, rows, seq_len, World()) * steps
         flops = counted_flops(model, ids)
         engine = open_engine(model, dataclasses.replace(config), World())
         one_step(engine, ids)  # makes the moments, loads kernels
         held = said.memory.weights + said.memory.optimizer
         step_bytes = allocated(engine, ids)
         begun = time.perf_counter()
-        for _ in range(options.steps):
+        for _ in range(steps):
             one_step(engine, ids)
         took = time.perf_counter() - begun
         name = f"depth {depth}, vocabulary {vocab_size:,}, {rows} × {seq_len}, {optimizer}"
@@ -84,7 +87,7 @@ def main() -> None:
         for what, ours, theirs, form in (
             ("FLOPs a step", per_step, flops, "{:.3g}".format),
             ("memory within a step", said.memory.total - held, step_bytes, estimate.size),
-            (f"seconds of {options.steps} steps", seconds, took, "{:.1f}".format),
+            (f"seconds of {steps} steps", seconds, took, "{:.1f}".format),
         ):
             table.add_row(name, what, form(ours), form(theirs), f"{ours / theirs:.2f}")
             name = ""

@@ -17,6 +17,7 @@ import functools
 import statistics
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ from torch.utils._pytree import tree_iter
 from model.network.loss import LOGITS_AT_ONCE
 from model.run_log import ConfigError
 from model.training.engine import Engine, checkpoint_activations, open_engine
+from model.training.optimizer import even_out, orthogonalize, together
 from model.training.train_config import TrainConfig
 from model.training.world import World
 from model.transformer import Config, Transformer
@@ -36,6 +38,9 @@ from model.transformer import Config, Transformer
 FP32 = 4  # bytes: weights, gradients and optimiser states are float32 at every stage
 LEAST_MICRO_BATCH = 4096  # tokens; smaller parts of a step leave a GPU idle between kernels
 TRIALS, TRIAL_SECONDS = 3, 2.0  # steps timed at least, after one that is not, and for how long at least
+Phases = tuple[
+    int, ...
+]  # bytes at most: until the first layer's backward pass, in it, and in the embedding's
 USABLE = 0.9  # of the memory; the rest is for the allocator, NCCL and the kernels' own work space
 
 
@@ -92,7 +97,7 @@ def estimate(shape: Config, config: TrainConfig, rows: int, seq_len: int, ranks:
         memory=sharded(
             FP32 * parameters,
             states,
-            working_bytes(shape, config, part, seq_len),
+            working_bytes(shape, config, part, seq_len, ranks),
             config.zero_stage,
             ranks,
         ),
@@ -116,28 +121,34 @@ def optimizer_bytes(model: nn.Module, config: TrainConfig) -> int:
     return FP32 * (2 * model.num_params() - single)
 
 
-def working_bytes(shape: Config, config: TrainConfig, rows: int, seq_len: int) -> int:
-    """The most bytes that one micro-batch holds beside weights, gradients and optimiser.
+def working_bytes(shape: Config, config: TrainConfig, rows: int, seq_len: int, ranks: int = 1) -> int:
+    """The most bytes that one micro-batch of `rows` rows, or the update, holds beside weights, gradients and optimiser.
 
-    Counted on two and three layers, and on few rows: every further layer and row adds the same.
+    Counted on two and three layers, and on few rows: every further layer and row adds the same to each phase.
     """
     few = -(-2 * LOGITS_AT_ONCE["cpu"] // (shape.vocab_size * seq_len))  # two slices of the loss
 
-    def counted(n_layer: int, rows: int) -> int:
+    def counted(n_layer: int, rows: int) -> Phases:
         small = dataclasses.replace(shape, n_layer=n_layer)
         kept = config.micro_batches > 1
         return _counted_bytes(small, config.half, config.activation_checkpointing, kept, rows, seq_len)
 
-    def on_layers(rows: int) -> int:
-        return counted(2, rows) + (shape.n_layer - 2) * (counted(3, rows) - counted(2, rows))
+    def on_layers(rows: int) -> Phases:
+        return _line(counted(2, rows), counted(3, rows), shape.n_layer - 2)
 
-    if rows <= 2 * few:
-        return on_layers(rows)
-    return on_layers(few) + (rows - few) * (on_layers(2 * few) - on_layers(few)) // few
+    phases = (
+        on_layers(rows) if rows <= 2 * few else _line(on_layers(few), on_layers(2 * few), (rows - few) / few)
+    )
+    return max(*phases, _muon_bytes(shape, ranks) if config.optimizer == "muon" else 0)
+
+
+def _line(first: Phases, second: Phases, further: float) -> Phases:
+    """Where the line from the first point, so many steps of the way to the second, comes out."""
+    return tuple(int(a + further * (b - a)) for a, b in zip(first, second, strict=True))
 
 
 @functools.cache
-def _counted_bytes(shape: Config, half: bool, twice: bool, kept: bool, rows: int, seq_len: int) -> int:
+def _counted_bytes(shape: Config, half: bool, twice: bool, kept: bool, rows: int, seq_len: int) -> Phases:
     """kept: gradients of an earlier micro-batch are there all the time; else they come as the backward pass goes."""
     with FakeTensorMode():
         model = Transformer(shape)
@@ -149,17 +160,48 @@ def _counted_bytes(shape: Config, half: bool, twice: bool, kept: bool, rows: int
                 p.grad = torch.zeros_like(p)
         ids = torch.zeros(rows, seq_len, dtype=torch.long)
         with _PeakBytes() as counted, torch.autocast("cpu", torch.bfloat16, enabled=half):
+
+            def begin_phase(_block, _inputs, out) -> None:
+                out.register_hook(lambda _gradient: counted.next_phase())
+
+            model.layers[0].register_forward_hook(begin_phase)
+            model.embed_tokens.register_forward_hook(begin_phase)
             model(ids, ids, reduction="sum").backward()
-    return counted.peak if kept else counted.peak - gradients
+    *blocks, embedding = counted.peaks
+    if (
+        shape.tie_embeddings
+    ):  # autograd adds the two gradients of the matrix in place, but not those of fake tensors
+        embedding -= FP32 * shape.vocab_size * shape.d_model
+    return tuple(peak if kept else peak - gradients for peak in (*blocks, embedding))
+
+
+@functools.cache
+def _muon_bytes(shape: Config, ranks: int) -> int:
+    """What Muon's largest batch of matrices takes in float32; a GPU, which computes in bfloat16, takes less."""
+    with torch.device("meta"):
+        alike = Counter(p.shape for p in Transformer(shape).layers.parameters() if p.ndim == 2)
+    most = 0
+    for size, count in alike.items():
+        share = min(-(-count // ranks), together(size))
+        with FakeTensorMode(), _PeakBytes() as counted:
+            others = torch.zeros((ranks - 1) * share, *size)
+            even_out(orthogonalize(torch.zeros(share, *size)), [torch.zeros(max(size)) for _ in range(share)])
+            del others
+        most = max(most, *counted.peaks)
+    return most
 
 
 class _PeakBytes(TorchDispatchMode):
-    """Adds up the storages that operations make, as long as somebody holds them. `peak`: bytes at the worst moment."""
+    """Adds up the storages that operations make, as long as somebody holds them. `peaks`: bytes at each phase's worst
+    moment."""
 
     def __init__(self):
         super().__init__()
-        self.now = self.peak = 0
+        self.now, self.peaks = 0, [0]
         self._known: weakref.WeakSet = weakref.WeakSet()
+
+    def next_phase(self) -> None:
+        self.peaks.append(self.now)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         given = {id(t.untyped_storage()) for t in tree_iter((args, kwargs)) if isinstance(t, torch.Tensor)}
@@ -174,7 +216,7 @@ class _PeakBytes(TorchDispatchMode):
             return
         self._known.add(storage)
         self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
+        self.peaks[-1] = max(self.peaks[-1], self.now)
         weakref.finalize(storage, self._remove, storage.nbytes())
 
     def _remove(self, n_bytes: int) -> None:
@@ -196,7 +238,9 @@ def fitted(
     rows //= ranks
     for twice in (False, True):
         tried = dataclasses.replace(config, activation_checkpointing=twice)
-        working = {n: working_bytes(shape, tried, rows // n, seq_len) for n in _micro_batches(rows, seq_len)}
+        working = {
+            n: working_bytes(shape, tried, rows // n, seq_len, ranks) for n in _micro_batches(rows, seq_len)
+        }
         for stage in range(4 if ranks > 1 else 1):
             for parts, bytes_ in working.items():
                 least = sharded(weights, states, bytes_, stage, ranks).total

@@ -142,7 +142,7 @@ class Optimizer(torch.optim.AdamW):
         for part in parts:
             alike[part.shape].append(part)
         for shape, same in alike.items():
-            n = self.world.size * max(1, TOGETHER // shape.numel())
+            n = self.world.size * together(shape)
             yield from (same[i : i + n] for i in range(0, len(same), n))
 
     def _orthogonal(self, parts: list[Part]) -> Tensor:
@@ -167,6 +167,11 @@ def momentum_at(most: float, step: int) -> float:
     """Muon's momentum in a step: from 0.85 in a straight line to `most` at step 300."""
     least = min(most, MOMENTUM_AT_FIRST)
     return least + (most - least) * min(1.0, step / MOMENTUM_STEPS)
+
+
+def together(shape: torch.Size) -> int:
+    """How many matrices of a shape one rank orthogonalises at a time."""
+    return max(1, TOGETHER // shape.numel())
 
 
 def _slices(matrices: Tensor, parts: list[Part]) -> list[Tensor]:

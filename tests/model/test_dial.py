@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ import torch
 from model.pretrain import PretrainConfig
 from model.run_log import ConfigError
 from model.training import dial, estimate
-from model.training.engine import checkpoint_activations
+from model.training.engine import checkpoint_activations, open_engine
 from model.training.plan import plan
 from model.training.train_config import TrainConfig
+from model.training.world import World
 from model.transformer import Config, Transformer
 
 
@@ -70,20 +72,54 @@ def test_the_memory_foretold_is_what_the_allocator_gives_out(precision, checkpoi
     assert foretold == pytest.approx(allocated(shape, config, rows, seq_len), rel=0.1)
 
 
+@pytest.mark.parametrize("n_layer", [2, 4, 12])
+def test_the_worst_moment_may_be_another_one_than_in_two_layers(n_layer):
+    # Of two layers it is the end of the backward pass, where the embedding's gradient comes; of many, the loss.
+    shape = Config.from_depth(4, 6_000, 128, n_layer=n_layer)
+    foretold = estimate.working_bytes(shape, TrainConfig(), 1, 128)
+    measured = allocated(shape, TrainConfig(), 1, 128) - 4 * Transformer(shape).num_params()
+    assert foretold == pytest.approx(measured, rel=0.1)
+
+
+def test_muons_work_space_counts_where_it_is_more_than_the_activations():
+    shape, muon = Config.from_depth(6, 64, 64), TrainConfig(optimizer="muon")
+    engine = open_engine(Transformer(shape), dataclasses.replace(muon, engine="torch"), World())
+    ids = torch.zeros(1, 8, dtype=torch.long)
+
+    def step():
+        engine.backward(engine.model(ids, ids, reduction="sum"), 8)
+        engine.step(1e-3)
+
+    step()  # makes the moments
+    measured = given_out(step) - 4 * engine.module.num_params()
+    assert estimate.working_bytes(shape, muon, 1, 8) == pytest.approx(measured, rel=0.1)
+    assert estimate.working_bytes(shape, TrainConfig(), 1, 8) < measured / 2
+
+
 def allocated(shape: Config, config: TrainConfig, rows: int, seq_len: int) -> int:
-    """The most bytes that PyTorch's allocator, by its own profiler, gave out at once in a real step."""
+    """The most bytes at once of a real forward and backward pass."""
     model = Transformer(shape)
     if config.activation_checkpointing:
         checkpoint_activations(model)
-    for p in model.parameters():
-        p.grad = torch.zeros_like(p)
+    if config.micro_batches > 1:
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
     ids = torch.zeros(rows, seq_len, dtype=torch.long)
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as seen:
+
+    def passes():
         with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
             loss = model(ids, ids, reduction="sum")
         loss.backward()
+
+    return given_out(passes)
+
+
+def given_out(work: Callable[[], None]) -> int:
+    """The most bytes that PyTorch's allocator, by its own profiler, gave out at once."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as seen:
+        work()
     now = most = 0
     for event in seen.profiler.kineto_results.events():
         if event.name() == "[memory]":
