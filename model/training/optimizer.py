@@ -109,7 +109,8 @@ class Optimizer(torch.optim.AdamW):
     def _clip(self) -> bool:
         """Clip all gradients to one norm; False if that is not finite."""
         weights = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in weights])
+        # By rows first: torch's norm of all 38 million numbers of an embedding at once, on a CPU, is 0.08 % too small.
+        norm = torch.nn.utils.get_total_norm([torch.linalg.vector_norm(p.grad, dim=-1) for p in weights])
         self.grad_norm = float(norm)
         if math.isfinite(self.grad_norm) and self.clip:
             torch.nn.utils.clip_grads_with_norm_(weights, self.clip, norm)

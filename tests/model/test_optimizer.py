@@ -43,6 +43,15 @@ def test_neurons_that_get_small_updates_all_the_time_get_updates_as_large_as_the
     assert wide.shape == (1, 8, 16)
 
 
+def test_the_norm_of_a_large_embeddings_gradient_is_exact():
+    embedding = torch.nn.Embedding(40_000, 512)
+    one = optimizer.Optimizer(param_groups(embedding, TrainConfig()), TrainConfig(), World())
+    gradient = torch.randn(40_000, 512, generator=torch.Generator().manual_seed(0))
+    embedding.weight.grad = gradient.clone()
+    one.step()
+    assert one.grad_norm == pytest.approx(float(gradient.double().norm()), rel=1e-6)
+
+
 def test_muon_takes_the_matrices_inside_the_blocks_and_adamw_the_rest():
     model = tiny_model()
     groups = param_groups(model, TrainConfig(optimizer="muon", lr=1e-3, matrix_lr=2e-3))
