@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 if TYPE_CHECKING:
     from model.transformer import Config
@@ -131,14 +132,13 @@ class Prefill:
         self.last = self.lengths.cumsum(0) - 1  # where among the T tokens each prompt ends
         self.positions = torch.cat([torch.arange(n, device=device) for n in lengths])[None]
         self.groups = []
-        row = token = 0
+        row, token = first, 0
         for same in of_similar_length(lengths):
             rows, tokens = slice(row, row := row + len(same)), slice(token, token := token + sum(same))
-            inside = torch.arange(same[0], device=device) < self.lengths[rows, None]
-            places = torch.zeros(inside.shape, dtype=torch.long, device=device)
-            places[inside] = torch.arange(sum(same), device=device)
-            kept = inside.flatten().nonzero()[:, 0]
-            self.groups.append((slice(first + rows.start, first + rows.stop), tokens, places, kept))
+            numbers = torch.arange(sum(same), device=device).split(same)
+            places = pad_sequence(numbers, batch_first=True, padding_value=-1)  # -1: whichever, none sees it
+            kept = (places.flatten() >= 0).nonzero()[:, 0]
+            self.groups.append((rows, tokens, places, kept))
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = torch.empty_like(q)

@@ -199,6 +199,11 @@ def test_prompts_end_to_end_fill_the_cache_as_each_alone_does(random_model):
 def test_attention_takes_prompts_of_similar_length_together():
     assert of_similar_length([100, 90, 80, 79, 64, 63, 1]) == [[100, 90, 80], [79, 64], [63], [1]]
     assert of_similar_length([7] * 5) == [[7] * 5]
+    lengths = torch.randint(1, 300, (200,), generator=torch.Generator().manual_seed(1)).tolist()
+    groups = of_similar_length(sorted(lengths, reverse=True))
+    assert sorted(itertools.chain(*groups)) == sorted(lengths)
+    padded = sum(len(group) * max(group) for group in groups)
+    assert padded < 1.3 * sum(lengths) < 0.8 * len(lengths) * max(lengths)
 
 
 def test_a_token_sees_nothing_behind_it(random_model):
