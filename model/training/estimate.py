@@ -38,9 +38,7 @@ from model.transformer import Config, Transformer
 FP32 = 4  # bytes: weights, gradients and optimiser states are float32 at every stage
 LEAST_MICRO_BATCH = 4096  # tokens; smaller parts of a step leave a GPU idle between kernels
 TRIALS, TRIAL_SECONDS = 3, 2.0  # steps timed at least, after one that is not, and for how long at least
-Phases = tuple[
-    int, ...
-]  # bytes at most: until the first layer's backward pass, in it, and in the embedding's
+Phases = tuple[int, int]  # bytes at most: until the embedding's backward pass, and in it
 USABLE = 0.9  # of the memory; the rest is for the allocator, NCCL and the kernels' own work space
 
 
@@ -144,7 +142,8 @@ def working_bytes(shape: Config, config: TrainConfig, rows: int, seq_len: int, r
 
 def _line(first: Phases, second: Phases, further: float) -> Phases:
     """Where the line from the first point, so many steps of the way to the second, comes out."""
-    return tuple(int(a + further * (b - a)) for a, b in zip(first, second, strict=True))
+    blocks, embedding = (int(a + further * (b - a)) for a, b in zip(first, second, strict=True))
+    return blocks, embedding
 
 
 @functools.cache
@@ -161,18 +160,15 @@ def _counted_bytes(shape: Config, half: bool, twice: bool, kept: bool, rows: int
         ids = torch.zeros(rows, seq_len, dtype=torch.long)
         with _PeakBytes() as counted, torch.autocast("cpu", torch.bfloat16, enabled=half):
 
-            def begin_phase(_block, _inputs, out) -> None:
+            def begin_phase(_module, _inputs, out) -> None:
                 out.register_hook(lambda _gradient: counted.next_phase())
 
-            model.layers[0].register_forward_hook(begin_phase)
             model.embed_tokens.register_forward_hook(begin_phase)
             model(ids, ids, reduction="sum").backward()
-    *blocks, embedding = counted.peaks
-    if (
-        shape.tie_embeddings
-    ):  # autograd adds the two gradients of the matrix in place, but not those of fake tensors
-        embedding -= FP32 * shape.vocab_size * shape.d_model
-    return tuple(peak if kept else peak - gradients for peak in (*blocks, embedding))
+    blocks, embedding = (peak if kept else peak - gradients for peak in counted.peaks)
+    # Autograd adds the two gradients of a tied matrix in place, but not those of fake tensors.
+    twofold = FP32 * shape.vocab_size * shape.d_model if shape.tie_embeddings else 0
+    return blocks, embedding - twofold
 
 
 @functools.cache
@@ -184,10 +180,9 @@ def _muon_bytes(shape: Config, ranks: int) -> int:
     for size, count in alike.items():
         share = min(-(-count // ranks), together(size))
         with FakeTensorMode(), _PeakBytes() as counted:
-            others = torch.zeros((ranks - 1) * share, *size)
             even_out(orthogonalize(torch.zeros(share, *size)), [torch.zeros(max(size)) for _ in range(share)])
-            del others
-        most = max(most, *counted.peaks)
+        others = FP32 * (ranks - 1) * share * size.numel()  # other ranks' matrices in the batch
+        most = max(most, counted.peaks[0] + others)
     return most
 
 
