@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from core.errors import ConfigError, StemmaError
@@ -61,7 +61,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {found[0]}?" if found else ""
 
 
-@lru_cache(maxsize=None)
+@cache
 def _adapter(cls: type[T]) -> TypeAdapter[T]:
     from pydantic import TypeAdapter
 
