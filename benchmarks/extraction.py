@@ -83,8 +83,8 @@ def extractors() -> dict[str, Callable[[str], str]]:
     import trafilatura
     from resiliparse.extract.html2text import extract_plain_text
 
-    from corpus.extract import main_text
     from corpus.extraction.blocks import Page
+    from corpus.extraction.extract import main_text
     from corpus.extraction.faithful import faithful_text
 
     logging.disable(logging.CRITICAL)

@@ -21,9 +21,9 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from benchmarks.extraction import Score, extractors, gold_pages
-from corpus.extract import main_text
 from corpus.extraction import prose
 from corpus.extraction.blocks import Page
+from corpus.extraction.extract import main_text
 from corpus.words import tokenize
 
 TREES, DEPTH, RATE = 120, 5, 0.2

@@ -143,7 +143,7 @@ def _time(pages: list[tuple[bool, str]], language: str) -> tuple[float, float, f
 
 
 def _pages(files: list[Path]) -> Iterator[tuple[bool, str, str]]:
-    from corpus.extract import extract_page
+    from corpus.extraction.extract import extract_page
     from corpus.language import identify
     from corpus.warc import Record, read_records
 

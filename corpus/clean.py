@@ -32,7 +32,7 @@ from corpus.dedup.repeats import LEAST_WORDS, cut_repeats, find_repeats
 from corpus.dedup.signatures import after_dedup, write_signatures
 from corpus.engines import ENGINES, Engine, WorkerFailed, choose
 from corpus.engines.pool import LocalEngine
-from corpus.extract import PROFILES
+from corpus.extraction.extract import PROFILES
 from corpus.limits import note_death
 from corpus.pii import remove_pii
 from corpus.unit import UnitTask, clean_unit
@@ -45,10 +45,11 @@ CODE = [
     "classifier",
     "config",
     "dedup/signatures",
-    "extract",
     "extraction/blocks",
     "extraction/charset",
+    "extraction/extract",
     "extraction/faithful",
+    "extraction/normalize",
     "extraction/prose",
     "extraction/prose_trees",
     "http",

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from corpus.classifier import ModelFile
-from corpus.extract import PROFILES
+from corpus.extraction.extract import PROFILES
 from corpus.pii import KINDS
 from corpus.rules.quality import DEFAULT_THRESHOLDS, FLAVOURS, Limits, limits_for
 

@@ -20,7 +20,7 @@ from corpus import ledger
 from corpus.classifier import score_document
 from corpus.config import CleanConfig
 from corpus.dedup.signatures import sign, write_signatures
-from corpus.extract import MainText, extract_page, plain_text
+from corpus.extraction.extract import MainText, extract_page, plain_text
 from corpus.language import first_look, identify
 from corpus.limits import DETAILS, Watch, at_file, crash_file
 from corpus.rules.quality import Verdict, judge

@@ -7,12 +7,10 @@ Readability's and boilerpipe's lists; how much each of them says is not decided 
 """
 
 import re
-import unicodedata
 from functools import lru_cache
 
-INVISIBLE = re.compile(
-    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufffd]"
-)
+from corpus.extraction.normalize import INVISIBLE, normalize_line
+
 HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6"))
 CELLS = frozenset(("td", "th"))
 BUTTONS = frozenset(("button", "label"))
@@ -130,14 +128,6 @@ def name_hints(name: str) -> int:
 @lru_cache(maxsize=1 << 16)
 def _word_hints(word: str) -> int:
     return sum([bit for bit, pattern in _PATTERNS if pattern.search(word)])
-
-
-def normalize_line(line: str) -> str:
-    """One line with single spaces, composed characters (NFC) and nothing invisible."""
-    line = " ".join(line.split())
-    if not line.isascii():
-        line = unicodedata.normalize("NFC", line)
-    return line if line.isprintable() else " ".join(INVISIBLE.sub("", line).split())
 
 
 class Page:

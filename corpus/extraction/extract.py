@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from corpus.extraction.blocks import HEADINGS, Line, Page, normalize_line
+from corpus.extraction.blocks import HEADINGS, Line, Page
 from corpus.extraction.charset import decode
+from corpus.extraction.normalize import normalize_line
 from corpus.extraction.prose import Trees, half_words, scores
 
 PROFILES = ("fast", "faithful")

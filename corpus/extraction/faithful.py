@@ -11,6 +11,8 @@ that pages which FineWeb's chain keeps are kept here too (docs/speed.md has the 
 import logging
 from functools import cache
 
+from corpus.extraction.normalize import normalize_line
+
 LINES = frozenset(("cell", "code", "graphic", "head", "item", "lb", "list", "p", "quote", "row", "table"))
 TABLE_PARTS = ("tbody", "thead", "tfoot", "tr", "td", "th")
 MANY_BREAKS = 3  # line breaks in a cell, beyond which it holds text and not a value
@@ -32,8 +34,6 @@ def _read(page: str, unlaid: bool, favor_precision: bool) -> str:
     from trafilatura import bare_extraction
     from trafilatura.deduplication import LRUCache
     from trafilatura.utils import load_html
-
-    from corpus.extract import normalize_line
 
     tree = load_html(page)
     if tree is None:

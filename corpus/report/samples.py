@@ -127,7 +127,7 @@ def read_text(row: Mapping[str, Any], sources: Mapping[str, str | Path]) -> tupl
     The note says why there is no text, or that what is given is all of the page because it has no main text. Pages
     that killed or stopped the parser are not read a second time.
     """
-    from corpus.extract import extract_page, plain_text
+    from corpus.extraction.extract import extract_page, plain_text
     from corpus.warc import BrokenRecord, fetch_record
 
     if row["rule"] in NOT_READ_AGAIN:
@@ -199,7 +199,7 @@ def _whole_page(payload: bytes, charset: str | None) -> tuple[str, str]:
     """Everything that a page without main text shows."""
     from resiliparse.extract.html2text import extract_plain_text
 
-    from corpus.extract import decode
+    from corpus.extraction.charset import decode
 
     lines = extract_plain_text(decode(payload, charset), main_content=False, links=False).splitlines()
     text = " · ".join(line.strip(" •") for line in lines if line.strip(" •"))

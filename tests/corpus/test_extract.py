@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from corpus.config import CleanConfig
-from corpus.extract import extract_page, extract_text, plain_text
 from corpus.extraction import prose
 from corpus.extraction.blocks import Page
+from corpus.extraction.extract import extract_page, extract_text, plain_text
 from corpus.extraction.prose_trees import MODEL
 from corpus.truth import word_f1
 from corpus.warc import read_records

@@ -41,7 +41,7 @@ def test_daniel_pages_are_labelled_as_their_editors_did(shared_data):
 
 def test_the_first_look_at_raw_pages_drops_hardly_any_that_the_slow_way_keeps(shared_data):
     """Half of the real pages; the four that are wanted and whose paragraphs say otherwise are mixtures."""
-    from corpus.extract import extract_page
+    from corpus.extraction.extract import extract_page
     from corpus.warc import read_records
 
     wanted, dropped, wrong = ("en", "de", "zh", "pl", "el", "ru"), 0, 0

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from corpus.extract import extract_page
+from corpus.extraction.extract import extract_page
 from corpus.language import identify
 from corpus.rules.quality import Verdict, judge, limits_for
 from corpus.warc import Record, read_records
