@@ -20,7 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from corpus.rules.languages import STOP_WORDS, THRESHOLDS
-from corpus.rules.quality import FLAVOURS, RULES, SETTINGS, Limits, Rule, Setting, Verdict, judge, limits_for
+from corpus.rules.quality import RULES, Limits, Rule, Verdict, judge, limits_for
+from corpus.rules.thresholds import FLAVOURS, SETTINGS, Setting
 from corpus.words import Words
 
 BEGIN, END = "<!-- made by benchmarks/rules.py: begin -->", "<!-- made by benchmarks/rules.py: end -->"

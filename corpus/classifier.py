@@ -15,11 +15,12 @@ import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from core.errors import DataError
 from corpus.words import CJK, HAS_CJK
 
 BUCKETS = 1 << 18  # a power of two; 1 MiB of weights
@@ -34,7 +35,7 @@ LETTERS = bytes(c if c > 127 or chr(c).isalpha() else 32 for c in range(256))
 WIDE_SIGN = re.compile(rb"\xc2[\x80-\xbf]|\xe2[\x80\x81][\x80-\xbf]")
 
 
-class ClassifierError(ValueError):
+class ClassifierError(DataError):
     """A model or its examples cannot be used; the message says why and what to do."""
 
 
@@ -139,23 +140,3 @@ class Cuts:
             ours = np.sort(values[names == language])[::-1]
             cuts[language] = float(ours[max(1, math.ceil(keep * len(ours) - 1e-9)) - 1])
         return cls(cuts)
-
-
-@dataclass(frozen=True)
-class ModelFile:
-    """A model's file by path; what names it in settings is its content."""
-
-    path: str
-
-    @cached_property
-    def sha256(self) -> str:
-        """Raises ClassifierError where there is no such file."""
-        import hashlib
-
-        try:
-            return hashlib.sha256(Path(self.path).read_bytes()).hexdigest()
-        except OSError as error:
-            raise ClassifierError(
-                f"cleaned_corpus.quality_model is {self.path}, which cannot be read ({error.strerror}). "
-                "Make it with 'stemma corpus train-classifier', or leave the setting empty."
-            ) from error

@@ -25,6 +25,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from corpus import ledger
+from corpus.choices import PROFILES
 from corpus.classifier import Cuts, load_classifier
 from corpus.config import CleanConfig
 from corpus.dedup.across import drop_duplicates, part_name, read_elder, read_gone
@@ -32,7 +33,6 @@ from corpus.dedup.repeats import LEAST_WORDS, cut_repeats, find_repeats
 from corpus.dedup.signatures import after_dedup, write_signatures
 from corpus.engines import ENGINES, Engine, WorkerFailed, choose
 from corpus.engines.pool import LocalEngine
-from corpus.extraction.extract import PROFILES
 from corpus.limits import note_death
 from corpus.pii import remove_pii
 from corpus.unit import UnitTask, clean_unit
@@ -42,6 +42,7 @@ from corpus.words import Words
 __all__ = ["CleanConfig", "CleanStats", "CleaningFailed", "TooManyFailures", "clean_crawl"]
 
 CODE = [
+    "choices",
     "classifier",
     "config",
     "dedup/signatures",
@@ -62,6 +63,7 @@ CODE = [
     "rules/lines",
     "rules/measures",
     "rules/quality",
+    "rules/thresholds",
     "rules/values",
     "stream",
     "unit",

@@ -1,16 +1,26 @@
-"""The knobs of the cleaned corpus: the section `cleaned_corpus` of params.yaml."""
+"""The settings of the cleaned corpus: the section `cleaned_corpus` of params.yaml.
 
-import hashlib
+Notable: the hash of the settings names finished work, so a number is kept in the type in which it was given (1 and
+1.0 hash differently); this module loads none of the libraries that clean.
+"""
+
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from corpus.classifier import ModelFile
-from corpus.extraction.extract import PROFILES
-from corpus.pii import KINDS
-from corpus.rules.quality import DEFAULT_THRESHOLDS, FLAVOURS, Limits, limits_for
+from core.errors import ConfigError
+from core.hashing import file_sha256, text_sha256
+from core.settings import names_of, nearest, read_settings
+from corpus.choices import PII_KINDS, PROFILES
+from corpus.rules.thresholds import DEFAULT_THRESHOLDS, FLAVOURS
+
+Number = int | float
+Limit = bool | int | float | None  # a rule's threshold; None switches the rule off
 
 BLOCKED_WORDS = (
     "hentai",
@@ -105,8 +115,8 @@ class CleanConfig:
 
     languages: tuple[str, ...] = ("en",)
     profile: str = "fast"
-    language_score: float = 0.65
-    first_look: float | None = 0.9
+    language_score: Number = 0.65
+    first_look: Number | None = 0.9
     blocked_domains: tuple[str, ...] = ()
     blocked_words: tuple[str, ...] = BLOCKED_WORDS
     suspect_words: tuple[str, ...] = SUSPECT_WORDS
@@ -115,14 +125,14 @@ class CleanConfig:
     page_cpu_seconds: int = 20
     page_memory_mb: int = 1024
     rules: str = "fineweb"
-    thresholds: Mapping[str, float | None] = field(default_factory=dict)
-    language_thresholds: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    thresholds: Mapping[str, Limit] = field(default_factory=dict)
+    language_thresholds: Mapping[str, Mapping[str, Limit]] = field(default_factory=dict)
     bad_words: tuple[str, ...] = ()
     record_values: bool = False
     dedup_urls: bool = True
     dedup_texts: bool = True
     dedup_near: bool = True
-    jaccard: float = 0.8
+    jaccard: Number = 0.8
     shingle_words: int = 5
     minhash_bands: int = 24
     minhash_rows: int = 8
@@ -131,12 +141,12 @@ class CleanConfig:
     dedup_substrings: int = 0
     dedup_memory_mb: int = 1024
     quality_model: str = ""
-    quality_keep: float = 0.1
-    remove_pii: tuple[str, ...] = KINDS
-    max_failure_rate: float = 0.2
+    quality_keep: Number = 0.1
+    remove_pii: tuple[str, ...] = PII_KINDS
+    max_failure_rate: Number = 0.2
     failure_rate_records: int = 100
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in (
             "languages",
             "blocked_domains",
@@ -147,42 +157,42 @@ class CleanConfig:
         ):
             value = getattr(self, name)
             if isinstance(value, str):
-                raise ValueError(f"cleaned_corpus.{name} is a list, e.g. [{value}], not the text '{value}'.")
+                raise ConfigError(f"cleaned_corpus.{name} is a list, e.g. [{value}], not the text '{value}'.")
             object.__setattr__(self, name, tuple(value))
         self._check_rules()
-        unknown = sorted(set(self.remove_pii) - set(KINDS))
+        unknown = sorted(set(self.remove_pii) - set(PII_KINDS))
         if unknown:
-            raise ValueError(
+            raise ConfigError(
                 f"cleaned_corpus.remove_pii has no kind named {', '.join(unknown)}. "
-                f"The kinds are: {', '.join(KINDS)}."
+                f"The kinds are: {', '.join(PII_KINDS)}."
             )
         if self.profile not in PROFILES:
-            raise ValueError(
+            raise ConfigError(
                 f"cleaned_corpus.profile is '{self.profile}'; the profiles are: {', '.join(PROFILES)}."
             )
         for name in ("jaccard", "quality_keep"):
             if not 0 < getattr(self, name) <= 1:
-                raise ValueError(
+                raise ConfigError(
                     f"cleaned_corpus.{name} is {getattr(self, name)}; it must be above 0 and at most 1."
                 )
         for name in ("dedup_lines", "dedup_substrings"):
             if getattr(self, name) < 0:
-                raise ValueError(f"cleaned_corpus.{name} is {getattr(self, name)}; 0 switches it off.")
+                raise ConfigError(f"cleaned_corpus.{name} is {getattr(self, name)}; 0 switches it off.")
         if self.page_memory_mb < 64:
-            raise ValueError(
+            raise ConfigError(
                 f"cleaned_corpus.page_memory_mb is {self.page_memory_mb}; no page can do with less than 64."
             )
         for name in ("shingle_words", "minhash_bands", "minhash_rows", "page_cpu_seconds", "dedup_memory_mb"):
             if getattr(self, name) < 1:
-                raise ValueError(f"cleaned_corpus.{name} is {getattr(self, name)}; it must be at least 1.")
+                raise ConfigError(f"cleaned_corpus.{name} is {getattr(self, name)}; it must be at least 1.")
 
     def _check_rules(self) -> None:
         if self.rules not in FLAVOURS:
-            raise ValueError(f"cleaned_corpus.rules is '{self.rules}'; it can be {' or '.join(FLAVOURS)}.")
+            raise ConfigError(f"cleaned_corpus.rules is '{self.rules}'; it can be {' or '.join(FLAVOURS)}.")
         named = set(self.thresholds).union(*self.language_thresholds.values())
         unknown = sorted(named - set(DEFAULT_THRESHOLDS))
         if unknown:
-            raise ValueError(
+            raise ConfigError(
                 f"cleaned_corpus.thresholds has no rule named {', '.join(unknown)}. "
                 f"The rules are: {', '.join(DEFAULT_THRESHOLDS)}."
             )
@@ -194,27 +204,31 @@ class CleanConfig:
         """The settings that decide what the rules say of a page; `from_dict` takes them back."""
         return {name: value for name, value in asdict(self).items() if name in RULE_SETTINGS}
 
-    def limits(self, language: str) -> Limits:
-        """What texts of a language (ISO 639-1) are held to."""
-        own = self.thresholds | self.language_thresholds.get(language, {})
-        return limits_for(language, self.rules, tuple(own.items()), self.bad_words)
-
     @classmethod
-    def from_dict(cls, section: Mapping[str, Any] | None) -> "CleanConfig":
-        """From a section of params.yaml. Raises ValueError with a sentence for a name that is not a field."""
-        known = [f.name for f in fields(cls)]
-        unknown = sorted(set(section or {}) - set(known))
-        if unknown:
-            raise ValueError(
-                f"cleaned_corpus has no setting named {', '.join(unknown)}. It has: {', '.join(known)}."
-            )
-        return cls(**(section or {}))
+    def from_dict(cls, section: Mapping[str, Any] | None) -> CleanConfig:
+        """From a section of params.yaml. Raises ConfigError for a name or a value that it does not know."""
+        known = names_of(cls)
+        for name in section or ():
+            if name not in known:
+                raise ConfigError(
+                    f"cleaned_corpus has no setting named {name}.{nearest(name, known)} It has: {', '.join(known)}."
+                )
+        return read_settings(cls, section, "cleaned_corpus")
 
     @cached_property
     def hash(self) -> str:
-        """16 hex digits that name these settings: the ledger's `config_hash`."""
+        """16 hex digits that name these settings: the ledger's `config_hash`. Raises ConfigError without its model."""
         deciding = {name: value for name, value in asdict(self).items() if name not in DECIDE_NOTHING}
         if self.quality_model:
-            deciding["quality_model"] = ModelFile(self.quality_model).sha256
-        text = json.dumps(deciding, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+            deciding["quality_model"] = _model_sha256(self.quality_model)
+        return text_sha256(json.dumps(deciding, sort_keys=True, separators=(",", ":")))[:16]
+
+
+def _model_sha256(path: str) -> str:
+    try:
+        return file_sha256(Path(path))
+    except OSError as error:
+        raise ConfigError(
+            f"cleaned_corpus.quality_model is {path}, which cannot be read ({error.strerror}). "
+            "Make it with 'stemma corpus train-classifier', or leave the setting empty."
+        ) from error

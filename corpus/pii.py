@@ -11,9 +11,9 @@ import ipaddress
 import re
 from collections.abc import Collection
 
+from corpus.choices import PII_KINDS
 from corpus.phones import GAP, find_phones
 
-KINDS = ("email", "ip", "phone", "iban", "card")
 SUREST = ("email", "ip", "iban", "card", "phone")  # where two overlap, the one with the better check stays
 Span = tuple[int, int, str]  # start, end, kind
 
@@ -84,7 +84,7 @@ ISSUERS = (  # first and last prefix, lengths: ISO/IEC 7812 ranges as the networ
 )
 
 
-def find_pii(text: str, kinds: Collection[str] = KINDS, language: str = "", host: str = "") -> list[Span]:
+def find_pii(text: str, kinds: Collection[str] = PII_KINDS, language: str = "", host: str = "") -> list[Span]:
     """All personal data of the given kinds as (start, end, kind), in order, none overlapping another.
 
     `language` (ISO 639-1) and `host` say in which regions' manner telephone numbers may be written.
@@ -112,7 +112,7 @@ def replace_spans(text: str, spans: list[Span]) -> str:
 
 
 def remove_pii(
-    text: str, kinds: Collection[str] = KINDS, language: str = "", host: str = ""
+    text: str, kinds: Collection[str] = PII_KINDS, language: str = "", host: str = ""
 ) -> tuple[str, list[tuple[str, str]]]:
     """The text with placeholders for all that find_pii finds, until it finds no more, and what that was: (kind, text).
 
@@ -125,7 +125,7 @@ def remove_pii(
     return text, found
 
 
-def replace_pii(text: str, kinds: Collection[str] = KINDS, language: str = "", host: str = "") -> str:
+def replace_pii(text: str, kinds: Collection[str] = PII_KINDS, language: str = "", host: str = "") -> str:
     """The text with placeholders for all personal data."""
     return remove_pii(text, kinds, language, host)[0]
 

@@ -23,7 +23,7 @@ from corpus.dedup.signatures import sign, write_signatures
 from corpus.extraction.extract import MainText, extract_page, plain_text
 from corpus.language import first_look, identify
 from corpus.limits import DETAILS, Watch, at_file, crash_file
-from corpus.rules.quality import Verdict, judge
+from corpus.rules.quality import Verdict, judge, limits_of
 from corpus.rules.values import VALUES_SCHEMA, measure_all
 from corpus.urls import UrlFilter, host_of
 from corpus.warc import BrokenRecord, Record, read_records
@@ -221,7 +221,7 @@ def _judge_text(record: Record, page: MainText, config: CleanConfig) -> tuple[En
     if config.languages and language not in config.languages:
         return Ended(ledger.DROPPED, "language", "other_language", score, None, language), None
     certain = score >= config.language_score
-    values, limits = None, config.limits(language)
+    values, limits = None, limits_of(config, language)
     if certain or config.record_values:
         words = Words.of(page.text, page.title is not None)
     if config.record_values:

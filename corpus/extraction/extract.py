@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from corpus.choices import PROFILES
 from corpus.extraction.blocks import HEADINGS, Line, Page
 from corpus.extraction.charset import decode
 from corpus.extraction.normalize import normalize_line
 from corpus.extraction.prose import Trees, half_words, scores
 
-PROFILES = ("fast", "faithful")
 # Fitted on half of the sites and kept: see benchmarks/fit_extraction.py.
 TEXT = -800  # a line that scores more is text (thousandths of log odds)
 ASTRAY = 700  # so much more must a line score that stands away from most of the text:

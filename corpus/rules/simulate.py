@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 
 from corpus import ledger
 from corpus.config import CleanConfig
-from corpus.rules.quality import BY_NAME, RULES, SETTINGS
+from corpus.rules.quality import BY_NAME, RULES, limits_of
+from corpus.rules.thresholds import SETTINGS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -126,7 +127,7 @@ def verdicts(values: pa.Table, config: CleanConfig) -> np.ndarray:
     decided = np.full(len(values), PASSED, dtype=object)
     for language in set(languages):
         rows = np.flatnonzero(languages == language)
-        limits = config.limits(language)
+        limits = limits_of(config, language)
         for rule, limit in reversed(
             (*limits.before_c4, *limits.after_c4)
         ):  # the first that fails has the last word
@@ -156,7 +157,7 @@ def _compare(
     languages = values["language"].to_numpy(zero_copy_only=False)
     found.pages += len(values)
     for language in set(languages.tolist()):
-        limits = was.limits(language).thresholds
+        limits = limits_of(was, language).thresholds
         found.threshold_was[language] = (
             was.language_score if found.rule == LANGUAGE_SCORE else limits[found.rule]
         )

@@ -7,7 +7,7 @@ import pytest
 
 from corpus.config import CleanConfig
 from corpus.rules.measures import Page
-from corpus.rules.quality import DEFAULT_THRESHOLDS, RULES, Verdict, judge, limits_for
+from corpus.rules.quality import DEFAULT_THRESHOLDS, RULES, Verdict, judge, limits_for, limits_of
 from corpus.words import Words
 
 SENTENCES = [
@@ -96,17 +96,17 @@ def test_a_threshold_is_set_for_all_languages_or_for_one():
     config = CleanConfig(
         thresholds={"gopher_min_words": 40}, language_thresholds={"de": {"gopher_min_words": 20}}
     )
-    least = {code: config.limits(code).thresholds["gopher_min_words"] for code in ("en", "de", "fr")}
+    least = {code: limits_of(config, code).thresholds["gopher_min_words"] for code in ("en", "de", "fr")}
     assert least == {"en": 40, "de": 20, "fr": 40}
 
 
 def test_where_paper_and_code_differ_either_can_be_had():
     """C4, last version: 3 sentences, 5 words a line, terminal punctuation; FineWeb's text: 0.1, and 29 or fewer."""
-    papers = CleanConfig(rules="papers").limits("en").thresholds
+    papers = limits_of(CleanConfig(rules="papers"), "en").thresholds
     expected = {"c4_min_sentences": 3, "c4_line_min_words": 5, "c4_line_terminal_punctuation": 1}
     expected |= {"fineweb_dup_line_chars": 0.1, "fineweb_short_line_chars": 29, "fineweb_line_breaks": None}
     assert expected.items() <= papers.items()
-    code = CleanConfig().limits("en").thresholds
+    code = limits_of(CleanConfig(), "en").thresholds
     assert all(code[name] != value for name, value in expected.items())
     with pytest.raises(ValueError, match="it can be fineweb or papers"):
         CleanConfig(rules="c4")

@@ -9,7 +9,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from corpus.pii import KINDS, is_card, is_iban
+from corpus.choices import PII_KINDS
+from corpus.pii import is_card, is_iban
 from corpus.sources import sample_text
 from corpus.sources.sample import ALMANAC_PAGES, MIN_PAGES, SHARES, build_sample
 from corpus.sources.sample_text import Texts, load_texts, manual_texts, sentences
@@ -78,7 +79,7 @@ def test_every_kind_of_trouble_is_there_at_the_smallest_size(texts, tmp_path):
     assert {*SHARES, "almanac", "article", "truncated"} - {foreign} == set(kinds)
     assert len(rows) == MIN_PAGES
     planted = Counter(item["kind"] for row in rows for item in row["pii"])
-    assert set(planted) == set(KINDS) and min(planted.values()) >= 2
+    assert set(planted) == set(PII_KINDS) and min(planted.values()) >= 2
     with pytest.raises(ValueError, match="at least"):
         build_sample(tmp_path, MIN_PAGES - 1, texts=texts)
 
@@ -100,7 +101,7 @@ def test_copies_are_copies_and_nothing_else_is(truth):
 
 def test_planted_addresses_are_in_the_text_and_no_others(truth):
     for row in truth.values():
-        planted = {kind: [i["text"] for i in row["pii"] if i["kind"] == kind] for kind in KINDS}
+        planted = {kind: [i["text"] for i in row["pii"] if i["kind"] == kind] for kind in PII_KINDS}
         assert ADDRESS.findall(row["text"]) == planted["email"]
         assert all(shown in row["text"] for texts in planted.values() for shown in texts)
         assert all(ipaddress.ip_address(address).is_global for address in planted["ip"])
