@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+from model.network.transformer import Config, Transformer
 from model.run_log import RunLog
 from model.training.checkpoint import Checkpoints
 from model.training.engine import Engine, open_engine
@@ -30,7 +31,6 @@ from model.training.meter import UpdateRatios
 from model.training.stability import IN_A_ROW, judge, limit
 from model.training.train_config import TrainConfig
 from model.training.world import join as take_part
-from model.transformer import Config, Transformer
 
 SHAPES = {4: (1024, 4), 12: (4096, 1)}  # depth: vocabulary, rows of 256 tokens
 STATS_EVERY = TrainConfig().stats_every

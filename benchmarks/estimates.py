@@ -18,11 +18,11 @@ from rich.table import Table
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from model.network.transformer import Config, Transformer
 from model.training import estimate
 from model.training.engine import Engine, open_engine
 from model.training.train_config import TrainConfig
 from model.training.world import World, keep_freed_memory
-from model.transformer import Config, Transformer
 
 # depth, vocabulary, rows a step, tokens a row, optimiser, steps timed
 RUNS = (

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import torch
 
-from model.generate import generate
+from model.generation.generate import generate
 from model.gguf import unpack
 from model.hub import load_pretrained, reexport, save_pretrained
 from model.network.rope import RopeScaling
+from model.network.transformer import Config, Transformer
 from model.tokenizer import TokenizerConfig, train_tokenizer
-from model.transformer import Config, Transformer
 
 TEXT = (
     "Don't we'Ve 12345 and 3.14  \n\n  x=foo(bar); नमस्ते Größe 🚀 \t end. The river runs through the city of"

@@ -29,11 +29,11 @@ import pyarrow.parquet as pq
 import torch
 
 from model.chat import render
-from model.generate import generate
+from model.generation.generate import generate
 from model.generation.quantise import quantise
 from model.hub import load_pretrained, save_pretrained
+from model.network.transformer import Config, Transformer
 from model.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
-from model.transformer import Config, Transformer
 
 MODELS = {"demo": Config.from_depth(4, 1024), "30M": Config.from_depth(8, 16_384)}
 

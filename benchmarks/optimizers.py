@@ -23,11 +23,11 @@ import numpy as np
 import torch
 
 from model.data.loader import Loader, Rows, TokenData
+from model.network.transformer import Config, Transformer
 from model.pretrain import held_out_bpb
 from model.training.engine import open_engine
 from model.training.train_config import TrainConfig, lr_at
 from model.training.world import World
-from model.transformer import Config, Transformer
 
 DEPTH, SEQ_LEN = 4, 256
 ADAMW_LRS = (4e-3, 8e-3, 1.6e-2)

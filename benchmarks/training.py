@@ -44,12 +44,12 @@ import torch
 from torch import Tensor, nn
 
 from model.data.batch import Batch
+from model.network.transformer import Config, Transformer
 from model.run_log import RunLog
 from model.training.meter import peak_flops
 from model.training.train_config import TrainConfig
 from model.training.trainer import train
 from model.training.world import join, keep_freed_memory
-from model.transformer import Config, Transformer
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ def ask(
     base: Path, facts: Sequence[Fact], config: MixtureConfig, log: RunLog, at_once: int = 256
 ) -> list[Probe]:
     """What the base model makes of each fact's beginning, and the verdict."""
-    from model.generate import generate
+    from model.generation.generate import generate
     from model.hub import load_pretrained
 
     model, tokenizer = load_pretrained(base)

@@ -63,7 +63,7 @@ def respond(
     max_new_tokens: int = ANSWER_TOKENS,
 ) -> list[str]:
     """Greedy answers to questions; a base model answers up to the end of its line."""
-    from model.generate import generate
+    from model.generation.generate import generate
 
     prompt, stops = (chat_prompt, [tokenizer.im_end_id]) if chat else (plain_prompt, line_ends(tokenizer))
     completions = generate(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from model.chat import render
-from model.generate import generate
+from model.generation.generate import generate
 from model.hub import load_pretrained
 from model.tools import calculator
 

@@ -168,7 +168,7 @@ def attempt(
     chat: bool = True,
 ) -> list[Attempt]:
     """Each problem answered once, greedily. A base model (`chat=False`) is shown the question and "Answer:"."""
-    from model.generate import generate
+    from model.generation.generate import generate
 
     prompts = [
         chat_prompt(tokenizer, p.prompt) if chat else plain_prompt(tokenizer, p.prompt) for p in problems

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model.hub_config import from_config_json
+from model.network.transformer import Config
 from model.tokenizer import split_pattern
-from model.transformer import Config
 
 # max_digits -> llama.cpp's name of our split_pattern (src/llama-vocab.cpp). Llama 3's `llama-bpe` splits as dbrx
 # does but would put a beginning-of-text token, which we do not have, before every prompt.

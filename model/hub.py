@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from model.hub_config import from_config_json, to_config_json
+from model.network.transformer import Transformer
 from model.tokenizer import FILES, SPECIAL_TOKENS, Tokenizer, load_tokenizer
-from model.transformer import Transformer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 WEIGHT_FILES = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")

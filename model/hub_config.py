@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from model.network.rope import KINDS, RopeScaling
-from model.transformer import Config
+from model.network.transformer import Config
 
 ARCHITECTURES = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
 

@@ -34,6 +34,7 @@ from model.data.loader import Loader, TokenData
 from model.data.prefetch import Prefetch
 from model.data.shards import HELD_OUT, SplitConfig, check_shards, write_shards
 from model.hashes import code_hash, folder_hash, program_hash, text_hash
+from model.network.transformer import IGNORE, Config, Transformer
 from model.run_log import ConfigError, Job, RunLog, run_main, settings, write_json
 from model.training import dial, estimate
 from model.training.estimate import Estimate
@@ -42,7 +43,6 @@ from model.training.samples import continuing
 from model.training.train_config import TrainConfig
 from model.training.trainer import Batch, TrainResult, train, write_curve
 from model.training.world import World, join, leave
-from model.transformer import IGNORE, Config, Transformer
 
 SHAPE = ("n_head", "n_kv_head", "head_dim", "d_model", "d_ff")
 EVAL_BYTES = 2_000_000  # of held-out text at most; more would not move the second digit of bits per byte

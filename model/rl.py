@@ -38,18 +38,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model import generate
 from model.chat import render
 from model.environments import CHAIN_SUM, Environment, Problem, attempt, chat_prompt, completion_text
-from model.generate import Completion
+from model.generation import generate
+from model.generation.generate import Completion
 from model.hashes import folder_hash, program_hash
 from model.hub import load_pretrained, save_pretrained
+from model.network.transformer import IGNORE
 from model.run_log import ConfigError, Job, run_main, settings, write_json
 from model.tokenizer import Tokenizer
 from model.training.train_config import TrainConfig
 from model.training.trainer import Batch, TrainResult, step_seed, train, write_curve
 from model.training.world import World, join, leave
-from model.transformer import IGNORE
 
 ADVANTAGES = ("dr_grpo", "grpo")
 REWARDED_KINDS = ("arithmetic", "calculator")  # of conversations (evals/conversations.py): not rehearsed

@@ -31,13 +31,13 @@ from model.chat import render
 from model.data.prefetch import Prefetch
 from model.hashes import file_hash, folder_hash, program_hash
 from model.hub import load_pretrained, save_pretrained
+from model.network.transformer import IGNORE
 from model.run_log import ConfigError, Job, Refusal, run_main, settings, write_json
 from model.tokenizer import Tokenizer
 from model.training.dial import LR_WIDTH
 from model.training.train_config import TrainConfig
 from model.training.trainer import Batch, TrainResult, token_loss, train, write_curve
 from model.training.world import World, join, leave
-from model.transformer import IGNORE
 
 LR = 4.5e-3  # the best of 2e-3, 3e-3 and 4.5e-3 on the demo, at LR_WIDTH
 

@@ -10,8 +10,8 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from model.network.transformer import IGNORE
 from model.run_log import ConfigError
-from model.transformer import IGNORE
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.network.loss import IGNORE, LOGITS_AT_ONCE, Head
-from model.transformer import Transformer
+from model.network.transformer import Transformer
 
 BASE = 128  # of the two digits of an activation
 TOP = 127 * BASE  # the largest activation of a token becomes this

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 if TYPE_CHECKING:
-    from model.transformer import Config
+    from model.network.transformer import Config
 
 
 def causal(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

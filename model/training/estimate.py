@@ -28,12 +28,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from model.network.loss import LOGITS_AT_ONCE
+from model.network.transformer import Config, Transformer
 from model.run_log import ConfigError
 from model.training.engine import Engine, checkpoint_activations, open_engine
 from model.training.optimizer import even_out, orthogonalize, together
 from model.training.train_config import TrainConfig
 from model.training.world import World
-from model.transformer import Config, Transformer
 
 FP32 = 4  # bytes: weights, gradients and optimiser states are float32 at every stage
 LEAST_MICRO_BATCH = 4096  # tokens; smaller parts of a step leave a GPU idle between kernels

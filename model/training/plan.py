@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
+from model.network.transformer import Config, Transformer
 from model.pretrain import PretrainConfig
 from model.run_log import ConfigError, settings
 from model.training import estimate
 from model.training.estimate import Estimate
 from model.training.meter import PEAKS
-from model.transformer import Config, Transformer
 
 # The share of the peak that trainers of this kind reach on H100s by their own logs: llm.c 40 % at 124M and 50 % at
 # 1.5B, nanochat 50 % at depth 24.

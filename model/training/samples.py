@@ -17,7 +17,7 @@ from torch import nn
 
 from model.data.loader import TokenData
 from model.data.shards import HELD_OUT
-from model.generate import generate
+from model.generation.generate import generate
 from model.tokenizer import Tokenizer
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 4, 16, 48

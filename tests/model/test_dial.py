@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from model.network.transformer import Config, Transformer
 from model.pretrain import PretrainConfig
 from model.run_log import ConfigError
 from model.training import dial, estimate
@@ -14,7 +15,6 @@ from model.training.engine import checkpoint_activations, open_engine
 from model.training.plan import plan
 from model.training.train_config import TrainConfig
 from model.training.world import World
-from model.transformer import Config, Transformer
 
 
 def on_paper(depth: int, vocab_size: int = 1024) -> Transformer:

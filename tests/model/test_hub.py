@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model.chat import render
-from model.generate import generate
+from model.generation.generate import generate
 from model.hub import load_pretrained, main, save_pretrained
 from model.network.rope import RopeScaling
 

@@ -17,11 +17,11 @@ from test_shards import corpus, write
 
 from model.data.loader import Loader, TokenData
 from model.hashes import folder_hash
+from model.network.transformer import Config, Transformer
 from model.pretrain import PretrainConfig, _batch, bits_per_byte, document_loss, pretrain
 from model.run_log import ConfigError, read_job
 from model.tokenizer import TokenizerConfig, train_tokenizer
 from model.training.world import World
-from model.transformer import Config, Transformer
 
 PARAMS = {"depth": 1, "seq_len": 32, "max_seq_len": 64, "batch_tokens": 128, "steps": 30, "eval_every": 10}
 PARAMS |= {"checkpoint_every": 5, "engine": "torch", "threads": 1, "log_every": 1}

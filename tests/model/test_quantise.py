@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from model.generate import generate
 from model.generation import quantise as int8
+from model.generation.generate import generate
 from model.generation.quantise import Int8Linear, quantise, two_digit_product, widened_product
 from model.hub import save_pretrained
 

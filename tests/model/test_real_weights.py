@@ -8,7 +8,7 @@ import zipfile
 import pytest
 import torch
 
-from model.generate import generate
+from model.generation.generate import generate
 from model.gguf import unpack
 from model.hub import load_pretrained, reexport
 

@@ -7,7 +7,8 @@ import torch
 
 from model.chat import render
 from model.environments import Environment
-from model.generate import Completion
+from model.generation.generate import Completion
+from model.network.transformer import IGNORE
 from model.rl import (
     RlConfig,
     Rollouts,
@@ -19,7 +20,6 @@ from model.rl import (
 )
 from model.run_log import ConfigError
 from model.training.world import World
-from model.transformer import IGNORE
 
 
 def test_advantages_are_those_computed_by_hand():

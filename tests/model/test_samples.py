@@ -9,10 +9,10 @@ import torch
 
 from model.data.loader import TokenData
 from model.data.shards import SplitConfig, write_shards
+from model.network.transformer import Config, Transformer
 from model.run_log import RunLog, append_line
 from model.tokenizer import load_tokenizer
 from model.training.samples import NEW_TOKENS, PROMPT_TOKENS, as_markdown, continuing
-from model.transformer import Config, Transformer
 
 
 @pytest.fixture(scope="module")

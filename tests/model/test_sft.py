@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from model.chat import render
+from model.network.transformer import IGNORE
 from model.run_log import ConfigError
 from model.sft import SftConfig, batch_of, mean_loss, padded
 from model.training.world import World
-from model.transformer import IGNORE
 
 TALKS = [
     [{"role": "user", "content": "What is 7 + 8?"}, {"role": "assistant", "content": "The answer is 15."}],

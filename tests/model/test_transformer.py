@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 
 import model.network.attention as attention
-import model.transformer as transformer
+import model.network.transformer as transformer
 from model.network.attention import Prefill, of_similar_length
 from model.network.rope import RopeScaling, rope_frequencies
-from model.transformer import Config, KVCache, Transformer
+from model.network.transformer import Config, KVCache, Transformer
 
 
 def peer(model: Transformer, **rope):

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
+from model.network.transformer import Config, Transformer
 from model.run_log import Refusal, RunLog
 from model.training.train_config import TrainConfig
 from model.training.trainer import Batch, Stopped, train
 from model.training.world import join, leave
-from model.transformer import Config, Transformer
 
 ROWS, SEQ_LEN, VOCAB = 8, 16, 64
 

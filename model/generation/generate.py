@@ -21,8 +21,8 @@ from model.generation.decode import Decoder, compute_dtype
 from model.generation.live_text import LiveText
 from model.generation.sampling import Sampling
 from model.network.attention import KVCache, Prefill
+from model.network.transformer import Transformer
 from model.tokenizer import Tokenizer
-from model.transformer import Transformer
 
 PREFILL_TOKENS = 8192  # of prompts that go through the model in one pass, at most: a bound to its memory
 
