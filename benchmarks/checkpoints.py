@@ -23,7 +23,8 @@ from pathlib import Path
 
 import torch
 
-from model.network.transformer import Config, Transformer
+from model.network.config import Config
+from model.network.transformer import Transformer
 from model.run_log import RunLog
 from model.training.checkpoint import Checkpoints
 from model.training.engine import Engine, open_engine

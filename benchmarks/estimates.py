@@ -18,7 +18,8 @@ from rich.table import Table
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.network.transformer import Config, Transformer
+from model.network.config import Config
+from model.network.transformer import Transformer
 from model.training import estimate
 from model.training.engine import Engine, open_engine
 from model.training.train_config import TrainConfig

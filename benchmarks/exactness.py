@@ -22,8 +22,8 @@ import torch
 from model.generation.generate import generate
 from model.gguf import unpack
 from model.hub import load_pretrained, reexport, save_pretrained
-from model.network.rope import RopeScaling
-from model.network.transformer import Config, Transformer
+from model.network.config import Config, RopeScaling
+from model.network.transformer import Transformer
 from model.tokenizer import TokenizerConfig, train_tokenizer
 
 TEXT = (

@@ -44,7 +44,8 @@ import torch
 from torch import Tensor, nn
 
 from model.data.batch import Batch
-from model.network.transformer import Config, Transformer
+from model.network.config import Config
+from model.network.transformer import Transformer
 from model.run_log import RunLog
 from model.training.meter import peak_flops
 from model.training.train_config import TrainConfig

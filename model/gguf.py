@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model.hub_config import from_config_json
-from model.network.transformer import Config
+from model.network.config import Config
 from model.tokenizer import split_pattern
 
 # max_digits -> llama.cpp's name of our split_pattern (src/llama-vocab.cpp). Llama 3's `llama-bpe` splits as dbrx

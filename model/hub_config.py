@@ -6,8 +6,7 @@ What our transformer does not compute is refused by name; nothing is dropped in 
 import math
 from pathlib import Path
 
-from model.network.rope import KINDS, RopeScaling
-from model.network.transformer import Config
+from model.network.config import ROPE_KINDS, Config, RopeScaling
 
 ARCHITECTURES = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
 
@@ -59,8 +58,8 @@ def from_config_json(theirs: dict, where: Path) -> Config:
     refused = {
         "biases": theirs.get("attention_bias") or theirs.get("mlp_bias"),
         f"the activation {theirs.get('hidden_act')}": theirs.get("hidden_act", "silu") != "silu",
-        f"rotary positions of the kind '{scaling}' (known: default, {', '.join(KINDS)})": scaling
-        not in ("default", *KINDS),
+        f"rotary positions of the kind '{scaling}' (known: default, {', '.join(ROPE_KINDS)})": scaling
+        not in ("default", *ROPE_KINDS),
         "rotary positions on a part of each head": rope.get("partial_rotary_factor", 1) != 1,
         "sliding windows": windows,
     }

@@ -34,7 +34,8 @@ from model.data.loader import Loader, TokenData
 from model.data.prefetch import Prefetch
 from model.data.shards import HELD_OUT, SplitConfig, check_shards, write_shards
 from model.hashes import code_hash, folder_hash, program_hash, text_hash
-from model.network.transformer import IGNORE, Config, Transformer
+from model.network.config import IGNORE, Config
+from model.network.transformer import Transformer
 from model.run_log import ConfigError, Job, RunLog, run_main, settings, write_json
 from model.training import dial, estimate
 from model.training.estimate import Estimate

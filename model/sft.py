@@ -31,7 +31,7 @@ from model.chat import render
 from model.data.prefetch import Prefetch
 from model.hashes import file_hash, folder_hash, program_hash
 from model.hub import load_pretrained, save_pretrained
-from model.network.transformer import IGNORE
+from model.network.config import IGNORE
 from model.run_log import ConfigError, Job, Refusal, run_main, settings, write_json
 from model.tokenizer import Tokenizer
 from model.training.dial import LR_WIDTH

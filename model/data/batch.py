@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from model.network.transformer import IGNORE
+from model.network.config import IGNORE
 from model.run_log import ConfigError
 
 

@@ -24,9 +24,8 @@ import pyarrow.parquet as pq
 
 from model.data.order import Epoch, Order
 from model.data.shards import HELD_OUT, TRAIN, manifest_hash, read_manifest
+from model.network.config import IGNORE
 from model.run_log import Refusal
-
-IGNORE = -100  # transformer.IGNORE, here again because reading tokens needs no torch
 
 
 class TokenData:

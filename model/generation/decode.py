@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from model.generation.quantise import Int8Linear
 from model.network.attention import Cached, KVCache
-from model.network.transformer import Block, RMSNorm, Transformer
+from model.network.norm import RMSNorm
+from model.network.transformer import Block, Transformer
 
 PANEL = 512  # columns of a panel, about; 256 to 1,024 where the number of columns wants it
 PANELS_FROM = 2**18  # numbers in a matrix: smaller ones stay in a core's cache

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.network.loss import IGNORE, LOGITS_AT_ONCE, Head
+from model.network.config import IGNORE
+from model.network.loss import LOGITS_AT_ONCE, Head
 from model.network.transformer import Transformer
 
 BASE = 128  # of the two digits of an activation

@@ -13,15 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-if TYPE_CHECKING:
-    from model.network.transformer import Config
+from model.network.config import Config
 
 
 def causal(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

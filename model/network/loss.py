@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
-IGNORE = -100  # a target that carries no loss; PyTorch's own convention in cross_entropy
+from model.network.config import IGNORE
+
 # Logits at once, at most. CPU: 128 MB of float32; with fewer the gradient of the matrix is gone through too often, with
 # more there is little to win (docs/training-speed.md). GPU: 1 GB, not measured, with which even a vocabulary of 50,000
 # leaves 5,000 tokens to a matrix product.

@@ -9,47 +9,11 @@ The arithmetic is that of `transformers`, operation by operation: the frequencie
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-KINDS = ("linear", "llama3", "yarn")
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """How far, and in which way, positions are stretched. Fields below `factor` serve the kind they are named for."""
-
-    kind: str  # one of KINDS
-    factor: float  # how many times longer than what the model was trained on
-    original_max_seq_len: int = 8192  # llama3, yarn: tokens the model was first trained on; Llama 3's
-    low_freq_factor: float = 1.0  # llama3: pairs of fewer turns than this in the original context are slowed,
-    high_freq_factor: float = 4.0  # those of more turns than this are not
-    beta_fast: float = 32.0  # yarn: pairs of more turns than this in the original context are not slowed,
-    beta_slow: float = 1.0  # those of fewer turns than this are
-    attention_factor: float | None = None  # yarn: on cosines and sines; None: the paper's 0.1·ln(factor) + 1
-    truncate: bool = True  # yarn: the ramp begins and ends at whole pairs
-
-    def __post_init__(self):
-        if self.kind not in KINDS:
-            raise ValueError(f"There is no RoPE scaling '{self.kind}' here. There are: {', '.join(KINDS)}.")
-        if self.factor < 1:
-            raise ValueError(
-                f"A RoPE scaling factor of {self.factor} would shorten the context. Give 1 or more."
-            )
-        if self.kind == "llama3" and self.high_freq_factor <= self.low_freq_factor:
-            raise ValueError(
-                f"llama3 scaling needs high_freq_factor ({self.high_freq_factor}) above low_freq_factor "
-                f"({self.low_freq_factor}): between the two lies the ramp."
-            )
-
-    @property
-    def amplitude(self) -> float:
-        """What cosines and sines are multiplied by; queries and keys both, so logits get its square."""
-        if self.kind != "yarn":
-            return 1.0
-        return 0.1 * math.log(self.factor) + 1.0 if self.attention_factor is None else self.attention_factor
+from model.network.config import RopeScaling
 
 
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> Tensor:

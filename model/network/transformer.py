@@ -13,77 +13,19 @@ Letters in shapes: B rows, T tokens, C width, H query heads, K key/value heads, 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.network.attention import Cached, KVCache, Packed, Prefill, causal, has_varlen_kernel
-from model.network.loss import IGNORE as IGNORE  # those who make targets know it from here
+from model.network.config import Config
 from model.network.loss import Head
 from model.network.norm import RMSNorm
-from model.network.rope import RopeScaling, rope_tables, rotate
+from model.network.rope import rope_tables, rotate
 
 Rope = tuple[Tensor, Tensor]  # cosines and sines
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q, k, v -> what each query took
-
-
-@dataclass(frozen=True)
-class Config:
-    """The shape of a model. Field by field what `transformers` calls vocab_size, num_hidden_layers, …"""
-
-    vocab_size: int
-    n_layer: int
-    n_head: int
-    n_kv_head: int
-    head_dim: int
-    d_model: int
-    d_ff: int
-    max_seq_len: int = 1024  # tokens
-    rope_theta: float = 10_000.0  # RoFormer's; enough below some 8,000 tokens
-    rope_scaling: RopeScaling | None = None  # for contexts longer than what was trained on; see rope.py
-    norm_eps: float = 1e-6
-    qk_norm: bool = True  # True: Qwen3, False: Llama
-    tie_embeddings: bool = True
-
-    def __post_init__(self):
-        if self.n_head % self.n_kv_head:
-            raise ValueError(
-                f"n_head={self.n_head} is not a multiple of n_kv_head={self.n_kv_head}: every key/value head "
-                "serves the same number of query heads. Choose n_kv_head among the divisors of n_head."
-            )
-        if self.head_dim % 2:
-            raise ValueError(
-                f"head_dim={self.head_dim} is odd but rotary positions turn pairs: make it even."
-            )
-
-    @classmethod
-    def from_depth(cls, depth: int, vocab_size: int, max_seq_len: int = 1024, **overrides) -> "Config":
-        """The one dial: `depth` layers and a width to match; any other field may be overridden by name.
-
-        Width is 64 a layer as in nanochat (depth 12 is GPT-2's 768, depth 20 is 1,280). Below depth 8
-        that would leave small models with hardly any layers, so the ratio falls to 8·depth: depth 4 is 128 wide
-        and has 0.7M parameters beside its embedding.
-        """
-        if depth < 1:
-            raise ValueError(
-                f"depth={depth}: a model has at least one layer. Set depth to 1 or more (demo: 4)."
-            )
-        aspect = min(64, 8 * depth)
-        width = max(64, depth * aspect)
-        head_dim = 32 if width < 512 else 64 if width < 1280 else 128
-        n_head = max(2, round(width / head_dim / 2) * 2)  # even: two query heads share a key/value head
-        width = n_head * head_dim
-        shape = {
-            "n_layer": depth,
-            "n_head": n_head,
-            "n_kv_head": n_head // 2,
-            "head_dim": head_dim,
-            "d_model": width,
-            "d_ff": max(64, width * 8 // 3 // 64 * 64),  # three matrices of 8/3·C as two of 4·C
-        }
-        return cls(vocab_size=vocab_size, max_seq_len=max_seq_len, **(shape | overrides))
 
 
 class Attention(nn.Module):
@@ -226,14 +168,11 @@ class Transformer(nn.Module):
 
     def num_params(self, embedding: bool = True) -> int:
         """Parameters, a shared matrix once; without the input embedding (but with the head) if so asked."""
-        total = sum(p.numel() for p in self.parameters())
-        return total if embedding or self.config.tie_embeddings else total - self.embed_tokens.weight.numel()
+        return self.config.num_params(embedding)
 
     def flops_per_token(self, seq_len: int | None = None) -> int:
-        """Floating-point operations to train one token (forward and backward): 6 a matrix weight, plus
-        12·layers·H·D·T for attention to all T tokens, as PaLM counts (arXiv 2204.02311, appendix B)."""
-        c, t = self.config, seq_len or self.config.max_seq_len
-        return 6 * self.num_params(embedding=False) + 12 * c.n_layer * c.n_head * c.head_dim * t
+        """Floating-point operations to train one token (forward and backward); see `Config.flops_per_token`."""
+        return self.config.flops_per_token(seq_len)
 
     def _rope(self, places: Tensor | slice, dtype: torch.dtype) -> Rope:
         """Cosines and sines to spread over heads: (T, 1, D), or (B, T, 1, D) where rows differ in place."""

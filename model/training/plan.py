@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from model.network.transformer import Config, Transformer
+from model.network.config import Config
+from model.network.transformer import Transformer
 from model.pretrain import PretrainConfig
 from model.run_log import ConfigError, settings
 from model.training import estimate

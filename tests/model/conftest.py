@@ -27,7 +27,8 @@ def random_model():
     """A function: settings -> a small model none of whose weights is at its starting value (0 or 1)."""
     import torch
 
-    from model.network.transformer import Config, Transformer
+    from model.network.config import Config
+    from model.network.transformer import Transformer
 
     def build(seed: int = 0, **settings):
         torch.manual_seed(seed)

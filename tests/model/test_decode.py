@@ -7,7 +7,7 @@ import model.generation.decode as decode
 from model.generation.decode import Decoder, compute_dtype, n_panels
 from model.generation.quantise import quantise
 from model.network.attention import KVCache
-from model.network.rope import RopeScaling
+from model.network.config import RopeScaling
 
 SHAPES = [
     {},

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from model.network.transformer import Config, Transformer
+from model.network.config import Config
+from model.network.transformer import Transformer
 from model.pretrain import PretrainConfig
 from model.run_log import ConfigError
 from model.training import dial, estimate

@@ -10,8 +10,7 @@ import pytest
 
 from model.gguf import check_rope, pre_tokenizer_name
 from model.hub import save_pretrained
-from model.network.rope import RopeScaling
-from model.network.transformer import Config
+from model.network.config import Config, RopeScaling
 from model.tokenizer import TokenizerConfig, train_tokenizer
 
 # What the launcher relies on of llama.cpp: the place of two files and the name of one method.

@@ -10,7 +10,7 @@ import torch
 from model.chat import render
 from model.generation.generate import generate
 from model.hub import load_pretrained, main, save_pretrained
-from model.network.rope import RopeScaling
+from model.network.config import RopeScaling
 
 SHAPES = [(qk, tied) for qk in (True, False) for tied in (True, False)]
 IDS = torch.arange(200).view(2, 100) * 7 % 512

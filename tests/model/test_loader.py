@@ -200,7 +200,7 @@ def test_rows_are_counted_over_epochs_that_differ_in_length(packing):
 
 
 def test_the_ignored_target_is_the_models(data):
-    from model.network.transformer import IGNORE as OF_THE_MODEL
+    from model.network.config import IGNORE as OF_THE_MODEL
 
     assert IGNORE == OF_THE_MODEL
 

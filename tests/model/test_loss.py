@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from model.network import loss
-from model.network.loss import IGNORE, Head, cross_entropy
+from model.network.config import IGNORE
+from model.network.loss import Head, cross_entropy
 
 N, C, V = 50, 24, 301
 

@@ -17,7 +17,8 @@ from test_shards import corpus, write
 
 from model.data.loader import Loader, TokenData
 from model.hashes import folder_hash
-from model.network.transformer import Config, Transformer
+from model.network.config import Config
+from model.network.transformer import Transformer
 from model.pretrain import PretrainConfig, _batch, bits_per_byte, document_loss, pretrain
 from model.run_log import ConfigError, read_job
 from model.tokenizer import TokenizerConfig, train_tokenizer

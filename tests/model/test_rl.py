@@ -8,7 +8,7 @@ import torch
 from model.chat import render
 from model.environments import Environment
 from model.generation.generate import Completion
-from model.network.transformer import IGNORE
+from model.network.config import IGNORE
 from model.rl import (
     RlConfig,
     Rollouts,

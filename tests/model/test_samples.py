@@ -9,7 +9,8 @@ import torch
 
 from model.data.loader import TokenData
 from model.data.shards import SplitConfig, write_shards
-from model.network.transformer import Config, Transformer
+from model.network.config import Config
+from model.network.transformer import Transformer
 from model.run_log import RunLog, append_line
 from model.tokenizer import load_tokenizer
 from model.training.samples import NEW_TOKENS, PROMPT_TOKENS, as_markdown, continuing

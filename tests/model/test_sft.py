@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from model.chat import render
-from model.network.transformer import IGNORE
+from model.network.config import IGNORE
 from model.run_log import ConfigError
 from model.sft import SftConfig, batch_of, mean_loss, padded
 from model.training.world import World

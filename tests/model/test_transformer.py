@@ -8,9 +8,10 @@ import torch.nn.functional as F
 
 import model.network.attention as attention
 import model.network.transformer as transformer
-from model.network.attention import Prefill, of_similar_length
-from model.network.rope import RopeScaling, rope_frequencies
-from model.network.transformer import Config, KVCache, Transformer
+from model.network.attention import KVCache, Prefill, of_similar_length
+from model.network.config import Config, RopeScaling
+from model.network.rope import rope_frequencies
+from model.network.transformer import Transformer
 
 
 def peer(model: Transformer, **rope):

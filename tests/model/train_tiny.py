@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from model.network.transformer import Config, Transformer
+from model.network.config import Config
+from model.network.transformer import Transformer
 from model.run_log import Refusal, RunLog
 from model.training.train_config import TrainConfig
 from model.training.trainer import Batch, Stopped, train
