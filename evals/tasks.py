@@ -20,7 +20,8 @@ from evals import conversations as talk
 from evals.facts import normal, states
 from evals.probes import HELDOUT, INVENTED, KNOWN, TRAIN, UNKNOWN, Probe
 from evals.statistics import Proportion, proportion
-from model.environments import Attempt, Environment, attempt, chat_prompt, completion_text, plain_prompt
+from model.attempts import Attempt, attempt, chat_prompt, completion_text, plain_prompt
+from model.environments import Environment
 
 ANSWER_TOKENS = 40  # a definition of ten words, and room to spare
 

@@ -1,21 +1,24 @@
-"""Problems whose answers a program can check: the ground of reinforcement learning with verifiable rewards.
+"""Problems whose answers a program can check: the basis of reinforcement learning with verifiable rewards.
 
 Generators and verifiers are reasoning-gym's (Stojanovski et al., arXiv 2505.24760); this file adds what they
 lack: a split of the *problems* (not of the random seeds) into training and held-out ones by a hash of the problem
 itself, so that a held-out problem cannot occur in SFT or RL whatever the seeds; prompts short enough for small
-models; and worked solutions for the first supervised examples.
+models; and worked solutions for the first supervised examples. No model is run here: attempts.py does that.
 
-Notable: a completion that never stops, or that does not end with its answer, earns nothing: the reward pays for
-the stop token too.
+Notable: a completion that never stops, or that does not end with its answer, gets a reward of 0: the stop token is
+rewarded too.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from core.errors import ConfigError
+from model.tools import calculator
 
 HELDOUT_PERCENT = 20
 _FINAL_ANSWER = re.compile(r".*\banswer is\s+(\S(?:.*\S)?)\s*$", re.IGNORECASE | re.DOTALL)
@@ -28,8 +31,8 @@ class Problem:
     key: str
     prompt: str
     answer: str
-    solution: str  # worked in the head, step by step
-    call: str  # or by calculator
+    solution: str  # worked out step by step, without a tool
+    call: str  # by calculator
     entry: Mapping[str, Any] = field(repr=False, hash=False, compare=False, default_factory=dict)
 
 
@@ -44,8 +47,8 @@ class Environment:
     dataset: its name there (`chain_sum`, `basic_arithmetic`, `spell_backward`, `letter_counting`, …).
     options: the generator's own settings, e.g. {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1}.
     Every generator works; those with a `metadata.expression` get a shorter prompt, and the additive ones a
-    solution worked step by step and another by calculator. `calculator`: whether a call of it is answered; the
-    prompt does not say so, and which way to take is the model's choice.
+    solution worked out step by step and another by calculator. `calculator`: whether a call of it is answered; the
+    prompt does not say so: the model chooses whether to call it.
     """
 
     dataset: str = "chain_sum"
@@ -56,10 +59,10 @@ class Environment:
     def generate(self, seed: int, n: int, split: str = "train") -> list[Problem]:
         """`n` different problems of `split` ("train" or "heldout"); the same for the same seed.
 
-        Raises ValueError where the generator cannot make `n` different ones (its space is too small).
+        Raises ConfigError where the generator has fewer than `n` different ones.
         """
         if split not in ("train", "heldout"):
-            raise ValueError(f"There is no split {split!r} of problems: say 'train' or 'heldout'.")
+            raise ValueError(f"There is no split {split!r} of problems: give 'train' or 'heldout'.")
         problems: dict[str, Problem] = {}
         drawn, block = 0, max(64, 2 * n)
         while len(problems) < n and drawn < 200 * n + 20_000:
@@ -71,14 +74,14 @@ class Environment:
                         break
             drawn += block
         if len(problems) < n:
-            raise ValueError(
+            raise ConfigError(
                 f"{self.dataset} with {dict(self.options)} has only {len(problems)} different {split} problems "
                 f"where {n} are asked for: widen its options or ask for fewer."
             )
         return list(problems.values())
 
     def split_of(self, key: str) -> str:
-        """The split of a problem: a pure function of its text, the same in every run and on every machine."""
+        """The split of a problem, "train" or "heldout": a function of its text alone, the same on every machine."""
         digest = hashlib.blake2b(f"{self.dataset}\0{key}".encode(), digest_size=8).digest()
         return "heldout" if int.from_bytes(digest, "big") % 100 < self.heldout_percent else "train"
 
@@ -86,7 +89,7 @@ class Environment:
         """1.0 where the completion stopped by itself and its final answer is right, else 0.0.
 
         reasoning-gym's verifier decides what is right ("+7" and "07" are 7); its partial credit is not used:
-        it pays for text that merely contains the answer.
+        it rewards text that merely contains the answer.
         """
         answer = final_answer(completion) if finished else None
         if answer is None:
@@ -96,8 +99,6 @@ class Environment:
     @property
     def tool(self) -> Callable[[str], str] | None:
         """The tool that an answer may call, or None."""
-        from model.tools import calculator
-
         return calculator if self.calculator else None
 
     def _entries(self, seed: int, start: int, count: int) -> list[dict[str, Any]]:
@@ -123,7 +124,7 @@ class Environment:
 
 
 def final_answer(completion: str) -> str | None:
-    """What stands between the last "answer is" and the end, without the full stop; None where there is none."""
+    """The text between the last "answer is" and the end, without the full stop; None where there is none."""
     match = _FINAL_ANSWER.match(completion)
     return match.group(1).rstrip(".").strip() or None if match else None
 
@@ -131,7 +132,7 @@ def final_answer(completion: str) -> str | None:
 def worked_solution(expression: str, answer: str) -> str:
     """Left-to-right steps for a chain of + and −: "7 + 8 = 15. 15 - 3 = 12. The answer is 12."
 
-    Anything else (products, brackets) gets only its last sentence.
+    For anything else (products, brackets) only the last sentence is given.
     """
     terms = expression.split(" ")
     steps = []
@@ -144,65 +145,3 @@ def worked_solution(expression: str, answer: str) -> str:
         if str(total) != answer:
             raise ValueError(f"{expression} is worked to {total}, but its answer is given as {answer}.")
     return " ".join([*steps, f"The answer is {answer}."])
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """What a model made of a problem: its text, whether it stopped by itself, and its reward."""
-
-    problem: Problem
-    text: str
-    finished: bool
-    reward: float
-    tokens: int
-
-
-def attempt(
-    model: Any,
-    tokenizer: Any,
-    environment: Environment,
-    problems: Sequence[Problem],
-    *,
-    max_new_tokens: int,
-    batch_size: int = 256,
-    chat: bool = True,
-) -> list[Attempt]:
-    """Each problem answered once, greedily. A base model (`chat=False`) is shown the question and "Answer:"."""
-    from model.generation.generate import generate
-
-    prompts = [
-        chat_prompt(tokenizer, p.prompt) if chat else plain_prompt(tokenizer, p.prompt) for p in problems
-    ]
-    stops = [tokenizer.im_end_id] if chat else [tokenizer.eos_id, *tokenizer.encode("\n")]
-    completions = generate(
-        model,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        stop_ids=stops,
-        tool=environment.tool if chat else None,
-        tokenizer=tokenizer,
-        batch_size=batch_size,
-    )
-    attempts = []
-    for problem, completion in zip(problems, completions, strict=True):
-        text = completion_text(tokenizer, completion)
-        reward = environment.reward(problem, text, completion.finished)
-        attempts.append(Attempt(problem, text, completion.finished, reward, len(completion.ids)))
-    return attempts
-
-
-def chat_prompt(tokenizer: Any, question: str) -> list[int]:
-    """The question as a user's turn, with the assistant's turn opened."""
-    from model.chat import render
-
-    return render([{"role": "user", "content": question}], tokenizer, add_generation_prompt=True)[0]
-
-
-def plain_prompt(tokenizer: Any, question: str) -> list[int]:
-    """The question for a model that knows no turns, as the start of a document."""
-    return [tokenizer.eos_id, *tokenizer.encode(f"Question: {question}\nAnswer:")]
-
-
-def completion_text(tokenizer: Any, completion: Any) -> str:
-    """The completion without the token that ended it."""
-    return tokenizer.decode(completion.ids[:-1] if completion.finished else completion.ids).strip()

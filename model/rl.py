@@ -38,8 +38,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from model.attempts import attempt, chat_prompt, completion_text
 from model.chat import render
-from model.environments import CHAIN_SUM, Environment, Problem, attempt, chat_prompt, completion_text
+from model.environments import CHAIN_SUM, Environment, Problem
 from model.generation import generate
 from model.generation.generate import Completion
 from model.hashes import folder_hash, program_hash

@@ -6,7 +6,8 @@ from evals.probes import HELDOUT, INVENTED, KNOWN, TRAIN, UNKNOWN, Probe
 from evals.report import EvalConfig, ModelNumbers, verdict
 from evals.statistics import proportion
 from evals.tasks import declines, knowledge, questions_about, ways
-from model.environments import Attempt, Problem
+from model.attempts import Attempt
+from model.environments import Problem
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ class HalfRight(Environment):
 
 
 def test_the_distribution_that_sampled_is_the_one_that_scores(rollouts):
-    from model.environments import chat_prompt
+    from model.attempts import chat_prompt
 
     prompts = [chat_prompt(rollouts.tokenizer, p.prompt) for p in rollouts.problems[:4]]
     answers = rollouts._sample(prompts, step=0)
