@@ -1,13 +1,14 @@
-"""Fit the trees of corpus/extraction/prose.py, and say how well they do on sites that they have not seen.
+"""Fit the trees of corpus/extraction/prose.py, and measure how well they do on sites that they have not seen.
 
     pip install -e '.[bench]'
-    python -m benchmarks.fit_extraction ../shared/data/crawl                 # cross-validated by site
-    python -m benchmarks.fit_extraction ../shared/data/crawl --write         # fit on all pages, write the table
+    python -m tools.fit_extraction ../shared/data/crawl             # cross-validated by site, nothing is written
+    python -m tools.fit_extraction ../shared/data/crawl --write     # fit on all pages, write prose_trees.py
 
-A line of a page with a reference text is text where half of its word triples stand in the reference. On pages that
-have only segments, a line with one is what the segment says, weighted high; other lines follow what two of trafilatura
-(its own setting, FineWeb's) and readability say, weighted low. Sites fall into two halves by a hash of their domain.
-Gradient boosting of oblivious trees; leaves in thousandths of log odds.
+The folder holds WARC files and gold.jsonl.gz, as for benchmarks/extraction.py. A line of a page with a reference text
+is labelled text where half of its word trigrams occur in the reference. On pages that have only segments, a line with
+a segment gets the segment's label and a high weight; other lines follow what two of trafilatura (its default setting,
+FineWeb's) and readability say, with a low weight. Sites are split into two folds by a hash of their domain. Gradient
+boosting of oblivious trees; leaf values in thousandths of log odds.
 """
 
 import argparse
@@ -16,46 +17,52 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks.extraction import Score, extractors, gold_pages
+from core.files import write_atomically
 from corpus.extraction import prose
 from corpus.extraction.blocks import Page
 from corpus.extraction.extract import main_text
 from corpus.words import tokenize
 
-TREES, DEPTH, RATE = 120, 5, 0.2
-# Ridge on leaves; share of lines a tree sees; bins a feature; of the shares.
-L2, SHARE, BINS, SEED = (
-    8.0,
-    0.5,
-    48,
-    0,
-)
+TREES, DEPTH = 120, 5
+RATE = 0.2  # learning rate
+L2 = 8.0  # ridge penalty on leaf values
+SUBSAMPLE, SEED = 0.5, 0  # share of the lines that each tree is fitted on, and the seed of its draw
+BINS = 48  # of a feature's values
 
-HEAD = '''"""The trees of prose.py, written by benchmarks/fit_extraction.py: features, thresholds, answers."""
+HEAD = '''"""The trees of prose.py: features, splits, leaf values.
+
+Written by `python -m tools.fit_extraction FOLDER --write`; do not edit.
+"""
 
 # fmt: off
 # ruff: noqa: E501
 MODEL = '''
 
 
+Floats = npt.NDArray[Any]
+
+
 @dataclass
 class Sample:
-    """A page's gold row and HTML, its candidate lines' features (lines, features), labels and weights, and half."""
+    """A page with labels for its candidate lines."""
 
-    row: dict
+    row: dict[str, Any]  # of gold.jsonl.gz
     html: str
-    table: np.ndarray
-    labels: np.ndarray
-    weights: np.ndarray
-    half: int
+    table: Floats  # features: (lines, features) float32
+    labels: Floats  # 1 where a line is text: (lines,)
+    weights: Floats  # (lines,)
+    fold: int  # 0 or 1, by site
 
 
 def site(url: str) -> str:
-    """The registered domain, nearly; archived pages by the site that was archived."""
+    """The registered domain, approximately; of an archived page, that of the original."""
     archived = re.match(r"https?://web\.archive\.org/web/[^/]*/(.*)", url)
     url = archived.group(1) if archived else url
     if "::" in url:
@@ -67,22 +74,22 @@ def site(url: str) -> str:
     return ".".join(parts[-3 if second else -2 :])
 
 
-def words_of(text: str, signs: bool) -> list[str]:
-    """Words in lower case, or signs for Chinese."""
-    if signs:
-        return [sign for sign in text.lower() if sign.isalnum()]
+def words_of(text: str, by_character: bool) -> list[str]:
+    """Words in lower case, or characters for Chinese."""
+    if by_character:
+        return [character for character in text.lower() if character.isalnum()]
     return [word for word in tokenize(text.lower()) if word[0].isalnum()]
 
 
-def by_reference(lines: list[str], row: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and weights of the lines of a page whose main text is known."""
-    signs = row["language"] == "zh"
-    size = 4 if signs else 3
-    gold = words_of(row["text"], signs)
+def by_reference(lines: list[str], row: dict[str, Any]) -> tuple[Floats, Floats]:
+    """Labels and weights of the lines of a page that has a reference text."""
+    by_character = row["language"] == "zh"
+    size = 4 if by_character else 3
+    gold = words_of(row["text"], by_character)
     flat, grams = f" {' '.join(gold)} ", {tuple(gold[i : i + size]) for i in range(len(gold) - size + 1)}
     labels, weights = np.zeros(len(lines)), np.full(len(lines), 0.2)
     for number, line in enumerate(lines):
-        words = words_of(line, signs)
+        words = words_of(line, by_character)
         if not words:
             continue
         if len(words) <= size + 1:
@@ -94,8 +101,8 @@ def by_reference(lines: list[str], row: dict) -> tuple[np.ndarray, np.ndarray]:
     return labels, weights * 10 / np.sqrt(weights.sum())
 
 
-def by_segments(lines: list[str], row: dict, others: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and weights of the lines of a page of which segments are known."""
+def by_segments(lines: list[str], row: dict[str, Any], others: list[str]) -> tuple[Floats, Floats]:
+    """Labels and weights of the lines of a page that has segments; `others`: its text by other extractors."""
     labels, weights = np.zeros(len(lines)), np.zeros(len(lines))
     others = [" ".join(text.split()) for text in others]
     for number, line in enumerate(lines):
@@ -112,26 +119,26 @@ def by_segments(lines: list[str], row: dict, others: list[str]) -> tuple[np.ndar
 
 
 def samples(folder: Path) -> list[Sample]:
-    """Every page with its lines' features and labels."""
+    """Every page with its lines' features and labels. Raises OSError where the folder holds no such data."""
     tools = extractors()
     voters = [tools[name] for name in ("trafilatura", "ours, faithful", "readability-lxml") if name in tools]
     out = []
     for row, html in gold_pages(folder):
         page = Page(html)
-        maybe, table = prose.features(page)
-        lines = [page.lines[at].text for at in maybe]
+        candidates, table = prose.features(page)
+        lines = [page.lines[at].text for at in candidates]
         if "text" in row:
             labels, weights = by_reference(lines, row)
         else:
             labels, weights = by_segments(lines, row, [tool(html) for tool in voters])
-        half = int(hashlib.sha256(site(row["url"]).encode()).hexdigest(), 16) % 2
-        out.append(Sample(row, html, table.T, labels, weights, half))
+        fold = int(hashlib.sha256(site(row["url"]).encode()).hexdigest(), 16) % 2
+        out.append(Sample(row, html, table.T, labels, weights, fold))
     return out
 
 
-def boost(table: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict:
-    """The model as prose_trees.json holds it, from (lines, features), (lines,), (lines,)."""
-    draw = np.random.default_rng(SEED)
+def boost(table: Floats, labels: Floats, weights: Floats) -> dict[str, Any]:
+    """The model as prose_trees.py holds it, from (lines, features), (lines,), (lines,)."""
+    rng = np.random.default_rng(SEED)
     edges = [_edges(column) for column in table.T]
     bins = np.stack(
         [np.searchsorted(e, c, "left").astype(np.uint8) for e, c in zip(edges, table.T, strict=True)]
@@ -140,63 +147,65 @@ def boost(table: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict:
     bias = round(1000 * float(np.log(mean / (1 - mean))))
     score, trees = np.full(len(labels), bias / 1000), []
     for _ in range(TREES):
-        chance = 1 / (1 + np.exp(-score))
-        slope, bend = weights * (labels - chance), weights * chance * (1 - chance)
-        seen = np.flatnonzero(draw.random(len(labels)) < SHARE)
-        asks = _grow(bins[:, seen], slope[seen], bend[seen], edges)
+        probability = 1 / (1 + np.exp(-score))
+        gradient, hessian = weights * (labels - probability), weights * probability * (1 - probability)
+        drawn = np.flatnonzero(rng.random(len(labels)) < SUBSAMPLE)
+        splits = _grow(bins[:, drawn], gradient[drawn], hessian[drawn], edges)
         leaf = np.zeros(len(labels), np.int64)
-        for level, (feature, cut) in enumerate(asks):
+        for level, (feature, cut) in enumerate(splits):
             leaf += (bins[feature] > cut).astype(np.int64) << level
-        rises, bends = np.bincount(leaf, slope, 1 << DEPTH), np.bincount(leaf, bend, 1 << DEPTH)
-        answers = np.round(1000 * RATE * rises / (bends + L2)).astype(int)
-        score += answers[leaf] / 1000
-        named = [[prose.FEATURES[feature], float(edges[feature][cut])] for feature, cut in asks]
-        trees.append({"asks": named, "answers": answers.tolist()})
+        gradients, hessians = np.bincount(leaf, gradient, 1 << DEPTH), np.bincount(leaf, hessian, 1 << DEPTH)
+        leaves = np.round(1000 * RATE * gradients / (hessians + L2)).astype(int)
+        score += leaves[leaf] / 1000
+        named = [[prose.FEATURES[feature], float(edges[feature][cut])] for feature, cut in splits]
+        trees.append({"splits": named, "leaves": leaves.tolist()})
     return {"bias": bias, "features": list(prose.FEATURES), "trees": trees}
 
 
-def _edges(column: np.ndarray) -> np.ndarray:
+def _edges(column: Floats) -> Floats:
+    """The thresholds that are tried for a feature: (at most BINS,) float32, ascending."""
     values = np.unique(column)
     if len(values) > BINS:
         values = np.append(np.unique(np.quantile(column, np.linspace(0, 1, BINS + 1)[1:-1])), values[-1])
     return values[:-1].astype(np.float32)
 
 
-def _grow(bins: np.ndarray, slope: np.ndarray, bend: np.ndarray, edges: list) -> list[tuple[int, int]]:
-    """The questions of one tree, each the one that gains most over all leaves so far: [(feature, edge)]."""
-    leaf, asks, width = np.zeros(bins.shape[1], np.int64), [], BINS + 1
+def _grow(bins: Floats, gradient: Floats, hessian: Floats, edges: list[Floats]) -> list[tuple[int, int]]:
+    """The splits of one tree, each the one that gains most over all leaves so far: [(feature, edge)]."""
+    leaf, splits, width = np.zeros(bins.shape[1], np.int64), [], BINS + 1
     for level in range(DEPTH):
         best, leaves = (-1.0, 0, 0), 1 << level
         for feature, own in enumerate(edges):
             if not len(own):
                 continue
             place = leaf * width + bins[feature]
-            up = np.bincount(place, slope, leaves * width).reshape(leaves, width)
-            down = np.bincount(place, bend, leaves * width).reshape(leaves, width)
-            left, weight = up.cumsum(1)[:, : len(own)], down.cumsum(1)[:, : len(own)]
-            right, rest = up.sum(1)[:, None] - left, down.sum(1)[:, None] - weight
-            gain = (left**2 / (weight + L2) + right**2 / (rest + L2)).sum(0)
+            gradients = np.bincount(place, gradient, leaves * width).reshape(leaves, width)
+            hessians = np.bincount(place, hessian, leaves * width).reshape(leaves, width)
+            left, left_hessian = gradients.cumsum(1)[:, : len(own)], hessians.cumsum(1)[:, : len(own)]
+            right = gradients.sum(1)[:, None] - left
+            right_hessian = hessians.sum(1)[:, None] - left_hessian
+            gain = (left**2 / (left_hessian + L2) + right**2 / (right_hessian + L2)).sum(0)
             best = max(best, (float(gain.max()), feature, int(gain.argmax())))
-        asks.append(best[1:])
+        splits.append(best[1:])
         leaf += (bins[best[1]] > best[2]).astype(np.int64) << level
-    return asks
+    return splits
 
 
-def fit(chosen: list[Sample]) -> dict:
-    """A model of the pages."""
+def fit(chosen: list[Sample]) -> dict[str, Any]:
+    """A model fitted on the pages."""
     parts = [[getattr(sample, name) for sample in chosen] for name in ("table", "labels", "weights")]
     return boost(*(np.concatenate(part) for part in parts))
 
 
-def write(model: dict, path: Path) -> None:
-    """One tree a line; numbers and names of features only."""
+def source_of(model: dict[str, Any]) -> str:
+    """The text of prose_trees.py: one tree a line; numbers and names of features only."""
     trees = ",\n".join(json.dumps(tree, separators=(",", ":")) for tree in model["trees"])
     head = json.dumps({"bias": model["bias"], "features": model["features"]})
-    path.write_text(f'{HEAD}{head[:-1]},\n"trees": [\n{trees}\n]}}\n')
+    return f'{HEAD}{head[:-1]},\n"trees": [\n{trees}\n]}}\n'
 
 
-def report(name: str, model: dict, pages: list[Sample]) -> Score:
-    """How a model does on pages, by the whole chain of extraction; printed."""
+def evaluate(name: str, model: dict[str, Any], pages: list[Sample]) -> Score:
+    """How a model does on pages, by the whole extraction; printed under `name`."""
     trees, score = prose.prepare(model), Score()
     for page in pages:
         score.add(main_text(Page(page.html), trees).text, page.row)
@@ -205,24 +214,24 @@ def report(name: str, model: dict, pages: list[Sample]) -> Score:
 
 
 def main() -> None:
-    """Cross-validate; or fit on all and write."""
+    """Cross-validate; with --write, fit on all pages and write prose_trees.py."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--write", action="store_true")
+    parser.add_argument("folder", type=Path, help="folder with WARC files and gold.jsonl.gz")
+    parser.add_argument("--write", action="store_true", help="fit on all pages and write prose_trees.py")
     options = parser.parse_args()
     pages = samples(options.folder)
     if options.write:
-        write(fit(pages), Path(prose.__file__).with_name("prose_trees.py"))
+        write_atomically(Path(prose.__file__).with_name("prose_trees.py"), source_of(fit(pages)))
         return
-    for half in (0, 1):
-        seen, unseen = ([p for p in pages if (p.half == half) == same] for same in (True, False))
-        report(f"fitted on half {half}, judged on half {1 - half}", fit(seen), unseen)
+    for fold in (0, 1):
+        seen, unseen = ([p for p in pages if (p.fold == fold) == same] for same in (True, False))
+        evaluate(f"fitted on fold {fold}, evaluated on fold {1 - fold}", fit(seen), unseen)
     for source in sorted({page.row["source"] for page in pages}):
-        seen = [p for p in pages if p.row["source"] == source and p.half == 0]
-        unseen = [p for p in pages if p.row["source"] != source and p.half == 1]
-        report(f"fitted on {source} only, judged on the other", fit(seen), unseen)
+        seen = [p for p in pages if p.row["source"] == source and p.fold == 0]
+        unseen = [p for p in pages if p.row["source"] != source and p.fold == 1]
+        evaluate(f"fitted on {source} only, evaluated on the other", fit(seen), unseen)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from corpus.extraction.charset import decode
 from corpus.extraction.normalize import normalize_line
 from corpus.extraction.prose import Trees, half_words, scores
 
-# Fitted on half of the sites and kept: see benchmarks/fit_extraction.py.
+# Fitted on half of the sites and kept: see tools/fit_extraction.py.
 TEXT = -800  # a line that scores more is text (thousandths of log odds)
 ASTRAY = 700  # so much more must a line score that stands away from most of the text:
 APART = 6  # lines between it and the rest

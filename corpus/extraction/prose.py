@@ -2,7 +2,7 @@
 by small trees.
 
 The trees are oblivious (every level of a tree asks one question of all lines: Prokhorenkova et al. 2018,
-arXiv 1706.09516) and were fitted by benchmarks/fit_extraction.py, which says on what and how well they do on sites
+arXiv 1706.09516) and were fitted by tools/fit_extraction.py, which says on what and how well they do on sites
 that they have not seen. Their answers are whole numbers and the features are counts and ratios of counts, so that a
 page gives the same text on every machine.
 """
@@ -100,11 +100,11 @@ def prepare(model: dict) -> Trees:
     if model["features"] != list(FEATURES):
         raise RuntimeError(
             "corpus/extraction/prose_trees.py was fitted for other features. "
-            "Run python -m benchmarks.fit_extraction --write."
+            "Run python -m tools.fit_extraction FOLDER --write."
         )
-    asked = np.array([[FEATURES.index(name) for name, _ in tree["asks"]] for tree in model["trees"]])
-    thresholds = np.array([[at for _, at in tree["asks"]] for tree in model["trees"]])
-    answers = np.array([tree["answers"] for tree in model["trees"]])
+    asked = np.array([[FEATURES.index(name) for name, _ in tree["splits"]] for tree in model["trees"]])
+    thresholds = np.array([[at for _, at in tree["splits"]] for tree in model["trees"]])
+    answers = np.array([tree["leaves"] for tree in model["trees"]])
     answers[0] += model["bias"]
     offsets = np.arange(len(answers))[:, None] * answers.shape[1]
     return asked.ravel(), thresholds.astype(np.float32).reshape(-1, 1), answers.ravel(), offsets

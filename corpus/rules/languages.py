@@ -1,7 +1,8 @@
-"""Stop words and thresholds by language. Made by benchmarks/languages.py, which says how and from what.
+"""Stop words and thresholds by language.
 
-Stop words: from wordfreq 3.1.1 (data CC-BY-SA-4.0); English ones are Gopher's. Thresholds: FineWeb-2,
-arXiv 2506.20920, as published in huggingface/fineweb-2 (Apache-2.0), but for those marked as ours.
+Written by `python -m tools.rule_languages --write`, which documents how they were chosen; do not edit. Stop words: from
+wordfreq 3.1.1 (data CC-BY-SA-4.0); English ones are Gopher's. Thresholds: FineWeb-2, arXiv 2506.20920, as published in
+huggingface/fineweb-2 (Apache-2.0), but for those marked as ours.
 """
 
 STOP_WORDS = {
@@ -73,22 +74,6 @@ THRESHOLDS: dict[str, tuple[float | None, ...]] = {
     "sv": (0.292, 0.242, 0.195, 0.174, 0.156, 0.147, 0.136, 0.125, 0.116, 0.105, 3, 12, 0.841, 0.2, 0.135),
     "tr": (0.272, 0.214, 0.168, 0.147, 0.154, 0.144, 0.134, 0.124, 0.113, 0.103, 3, 21, 0.773, 0.091, 0.222),
     "uk": (0.3, 0.189, 0.172, 0.153, 0.16, 0.148, 0.136, 0.124, 0.113, 0.102, 3, 11, 0.694, 0.167, 0.175),
-    "zh": (
-        0.287,
-        0.256,
-        0.201,
-        0.171,
-        0.227,
-        0.219,
-        0.211,
-        0.202,
-        0.194,
-        0.185,
-        None,
-        None,
-        0.735,
-        0.106,
-        0.178,
-    ),
-}
+    "zh": (0.287, 0.256, 0.201, 0.171, 0.227, 0.219, 0.211, 0.202, 0.194, 0.185, None, None, 0.735, 0.106, 0.178),
+}  # fmt: skip
 # Of these, ours and not FineWeb-2's: de: 1, el: 1, fr: 1, zh: 8.

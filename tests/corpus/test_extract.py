@@ -180,9 +180,9 @@ def test_trees_judge_lines_one_by_one():
         total = MODEL["bias"]
         for tree in MODEL["trees"]:
             leaf = 0
-            for level, (feature, least) in enumerate(tree["asks"]):
+            for level, (feature, least) in enumerate(tree["splits"]):
                 leaf |= int(line[prose.FEATURES.index(feature)] > np.float32(least)) << level
-            total += tree["answers"][leaf]
+            total += tree["leaves"][leaf]
         expected.append(total)
     assert prose.judge(table, prose.prepare(MODEL)).tolist() == expected
 

@@ -194,11 +194,11 @@ def test_thresholds_are_the_papers():
 def test_the_page_on_rules_shows_the_rules_of_the_code(root):
     import importlib.util
 
-    spec = importlib.util.spec_from_file_location("benchmarks_rules", root / "benchmarks" / "rules.py")
+    spec = importlib.util.spec_from_file_location("rule_tables", root / "tools" / "rule_tables.py")
     rules = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(rules)
     page = (root / "docs" / "rules.md").read_text()
-    assert rules.with_tables(page) == page, "python -m benchmarks.rules tables --write docs/rules.md"
+    assert rules.with_tables(page) == page, "python -m tools.rule_tables --write"
     assert all(f"`{name}`" in page for name in DEFAULT_THRESHOLDS)
 
 
