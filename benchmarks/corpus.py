@@ -193,7 +193,7 @@ def default_files(folder: Path) -> list[str]:
     """The real pages where they stand beside the checkout, else the built-in sample."""
     real = sorted((ROOT.parent / "shared" / "data" / "crawl").glob("*.warc.gz"))
     if not real:
-        from corpus.sources.sample import build_sample
+        from corpus.sample_web.build import build_sample
 
         build_sample(folder / "sample", pages=3000)
         real = sorted((folder / "sample").glob("*.warc.gz"))

@@ -8,8 +8,8 @@ import pytest
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory) -> Path:
     """Three archives of 240 pages made of Python's own manual, with planted trouble."""
-    from corpus.sources.sample import build_sample
-    from corpus.sources.sample_text import manual_texts
+    from corpus.sample_web.build import build_sample
+    from corpus.sample_web.texts import manual_texts
 
     folder = tmp_path_factory.mktemp("sample")
     build_sample(folder, pages=240, texts=manual_texts(), files=3)

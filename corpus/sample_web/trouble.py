@@ -10,7 +10,7 @@ import re
 from dataclasses import replace
 from random import Random
 
-from corpus.sources.sample_text import Article, sentences
+from corpus.sample_web.texts import Article, sentences
 
 SHINGLE = 5  # words, as FineWeb's MinHash (arXiv 2406.17557, section 3.4)
 MIN_JACCARD = 0.85  # of a planted near-copy; the claim is 0.8, the margin is for what extraction adds

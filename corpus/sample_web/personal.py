@@ -8,8 +8,8 @@ with true check digits, card numbers under the prefixes of the networks' test ca
 import ipaddress
 from random import Random
 
-from corpus.sources.sample_text import Article
-from corpus.sources.sample_trouble import plant_sentence
+from corpus.sample_web.texts import Article
+from corpus.sample_web.trouble import plant_sentence
 
 EMAIL_NAMES = (
     *("m.keller", "info", "a.dubois", "press-office", "Sam.Archer", "editor+letters"),
