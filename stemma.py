@@ -431,9 +431,9 @@ def main() -> None:
     """Console entry point. Runs in the project's folder, so that relative names mean the same everywhere."""
     os.environ.setdefault("DO_NOT_TRACK", "1")
     if sys.argv[1:2] == ["clean"]:
-        from corpus.engines.pool import do_without_pandas
+        from corpus.engines.pool import block_pandas
 
-        do_without_pandas()
+        block_pandas()
     app()
 
 

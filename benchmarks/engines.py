@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 
 from corpus.clean import CleanConfig, clean_crawl
-from corpus.engines import ENGINES
+from corpus.engines.choose import ENGINES
 
 
 class Meter(threading.Thread):

@@ -31,7 +31,8 @@ from corpus.config import CleanConfig
 from corpus.dedup.across import drop_duplicates, part_name, read_elder, read_gone
 from corpus.dedup.repeats import LEAST_WORDS, cut_repeats, find_repeats
 from corpus.dedup.signatures import after_dedup, write_signatures
-from corpus.engines import ENGINES, Engine, WorkerFailed, choose
+from corpus.engines.choose import ENGINES, choose_engine
+from corpus.engines.engine import Engine, WorkerFailed
 from corpus.engines.pool import LocalEngine
 from corpus.limits import note_death
 from corpus.pii import remove_pii
@@ -160,11 +161,13 @@ def clean_crawl(
         )
     if config.quality_model:
         load_classifier(config.quality_model)  # says at once what is wrong with it
-    engine = choose(engine, work, workers)
+    engine = choose_engine(engine, work, workers)
     _check_writable(out, work)
     elders = [read_elder(folder, config) for folder in against]
     try:
-        tasks = [_unit_task(n, str(s), crawl, work, config, engine.apart, hashes) for n, s in sorted(files)]
+        tasks = [
+            _unit_task(n, str(s), crawl, work, config, engine.isolated, hashes) for n, s in sorted(files)
+        ]
         units = _clean_units(tasks, engine)
         gone = out.with_name(out.name + ".dedup")
         drop_duplicates(units, config, gone, elders)
@@ -558,7 +561,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     import corpus.clean  # workers look for functions there, not in __main__
-    from corpus.engines.pool import do_without_pandas
+    from corpus.engines.pool import block_pandas
 
-    do_without_pandas()
+    block_pandas()
     sys.exit(corpus.clean.main())

@@ -21,6 +21,8 @@ ENTRIES = {  # the modules that a stage's body calls, as assets/<stage>.py names
 DECIDE_NOTHING = {  # how work is spread, shown or logged: no byte of an output depends on them
     "corpus/__init__.py",
     "corpus/engines/__init__.py",
+    "corpus/engines/choose.py",
+    "corpus/engines/engine.py",
     "corpus/engines/pool.py",
     "corpus/engines/ray_engine.py",
     "corpus/engines/slurm.py",

@@ -1,10 +1,10 @@
-"""A process pool that survives its workers: a killed worker is replaced and its task done again.
+"""A process pool that survives its workers: a killed worker is replaced and its task is retried.
 
-Notable: the pool knows which task a dead worker held (an executor of the standard library gives up all of them);
+Notable: the pool knows which task a dead worker held (an executor of the standard library fails all of them);
 workers die with the process that started them, even when that is killed by SIGKILL (PR_SET_PDEATHSIG); a worker
 loads what its function needs and never the caller's main module (multiprocessing's "spawn" does, which under Ray
-costs a second and on a notebook fails); tasks are given out in order and results may come back in any, so nothing
-may depend on who did what.
+costs a second and in a notebook fails); tasks are assigned in order and results may come back in any order, so
+nothing may depend on which worker ran what.
 """
 
 import contextlib
@@ -24,20 +24,22 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from corpus.engines import OnDeath, Unit, WorkerFailed
+from corpus.engines.engine import OnDeath, Unit, WorkerFailed
+
+DECIDES_NOTHING = "where the units run"
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-MAX_DEATHS = 5  # unexplained deaths of workers on one task, before the task is given up
+MAX_DEATHS = 5  # consecutive unexplained deaths of workers on one task before the run fails
 
 
 @dataclass(frozen=True)
 class LocalEngine:
-    """A pool of processes on this machine; `workers` None is one a core, 0 is this process itself."""
+    """A pool of processes on this machine. `workers`: None is one a core, 0 runs the units in this process."""
 
     workers: int | None = None
 
     @property
-    def apart(self) -> bool:
+    def isolated(self) -> bool:
         """Whether units run in processes of their own."""
         return self.workers != 0
 
@@ -48,12 +50,12 @@ class LocalEngine:
         on_progress: Callable[[int], None] = lambda amount: None,
         on_death: OnDeath | None = None,
     ) -> Iterator[tuple[int, Any]]:
-        """See corpus.engines.Engine."""
+        """See corpus.engines.engine.Engine."""
         workers = default_workers() if self.workers is None else self.workers
         return run_tasks(function, tasks, workers, on_progress, on_death)
 
     def close(self) -> None:
-        """Nothing is kept."""
+        """Nothing to release."""
 
 
 def default_workers() -> int:
@@ -69,52 +71,52 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-# A worker is one core's. OpenBLAS starts a thread for every core as numpy is loaded, a tenth of a second of each.
+# A worker uses one core. Loading numpy starts an OpenBLAS thread for every core, at a tenth of a second each.
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-# What a worker's process is told to run: arguments are its socket, its parent, and where modules are found.
+# What a worker's process runs. Arguments: its socket's descriptor, its parent's process id, sys.path as JSON.
 PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[3]); "
-    "from corpus.engines.pool import work; work(int(sys.argv[1]), int(sys.argv[2]))"
+    "from corpus.engines.pool import worker_main; worker_main(int(sys.argv[1]), int(sys.argv[2]))"
 )
 
 
-class _NoPandas:
+class _PandasBlocker:
     @staticmethod
-    def find_spec(name: str, *_: Any) -> None:
+    def find_spec(name: str, *_: object) -> None:
         if name == "pandas":
-            raise ImportError("A process that only cleans does without pandas: do_without_pandas().")
+            raise ImportError("pandas is blocked in this process: block_pandas().")
 
 
-def do_without_pandas() -> None:
-    """For the rest of this process. pyarrow loads pandas, a third of a second, only to ask whether what it is given is
-    pandas'; it goes on without where there is none."""
-    sys.meta_path.insert(0, _NoPandas)
+def block_pandas() -> None:
+    """Make `import pandas` fail for the rest of this process. pyarrow imports pandas (a third of a second) only to test
+    whether its input is a pandas object, and works without it."""
+    sys.meta_path.insert(0, _PandasBlocker)
 
 
-def work(socket_number: int, parent: int) -> None:
-    """The life of a worker: receive a function, then tasks; send back progress and results."""
+def worker_main(socket_number: int, parent: int) -> None:
+    """A worker's main loop: receive a function, then tasks; send back progress and results."""
     die_with_parent(parent)
     # No core files.
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
-    do_without_pandas()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles interrupts
+    block_pandas()
     connection = Connection(socket_number)
     function = connection.recv()
-    gc.freeze()  # what was loaded stays; and pages leave hardly any cycles to look for
+    gc.freeze()  # modules stay loaded, and pages leave hardly any cycles to collect
     gc.set_threshold(20_000, 50, 100)
     while True:
         task = connection.recv()
         try:
-            answer = ("done", function(task, lambda amount: connection.send(("progress", amount))))
-        except Exception as error:  # handed to the parent, which raises it
-            answer = ("error", (f"{type(error).__name__}: {error}", traceback.format_exc()))
-        connection.send(answer)
+            message = ("done", function(task, lambda amount: connection.send(("progress", amount))))
+        except Exception as error:  # sent to the parent, which raises it
+            message = ("error", (f"{type(error).__name__}: {error}", traceback.format_exc()))
+        connection.send(message)
 
 
 class _Worker:
-    """One process, its socket (which ends with it), and the index of the task it holds."""
+    """One process, its socket (closed when it dies), and the index of the task it holds."""
 
-    def __init__(self, function: Callable):
+    def __init__(self, function: Unit):
         ours, theirs = socket.socketpair()
         arguments = [str(theirs.fileno()), str(os.getpid()), json.dumps(sys.path)]
         with theirs:
@@ -125,7 +127,7 @@ class _Worker:
                 stdin=subprocess.DEVNULL,
             )
         self.connection = Connection(ours.detach())
-        with contextlib.suppress(BrokenPipeError):  # dead already: noticed when it is given a task
+        with contextlib.suppress(BrokenPipeError):  # dead already: noticed when it is assigned a task
             self.connection.send(function)
         self.task: int | None = None
 
@@ -145,9 +147,9 @@ def run_tasks(
     """Run function(task, progress) for every task in `workers` processes; yield (index, result) as they end.
 
     `function` must be importable by name; `workers` 0 runs it in this process. `progress(amount)` in the worker calls
-    `on_progress` here. `on_death(task, exit code)` is called before a task is done again; where it returns True the
-    cause is known and will not return. Raises WorkerFailed for a task that raised or whose workers died MAX_DEATHS
-    times of unknown causes, one after the other.
+    `on_progress` here. `on_death(task, exit code)` is called before a task is retried; it returns True where the cause
+    is known and will not recur. Raises WorkerFailed for a task that raised or whose workers died MAX_DEATHS times in a
+    row of unknown causes.
     """
     if workers <= 0:
         for index, task in enumerate(tasks):
@@ -155,8 +157,8 @@ def run_tasks(
         return
     if function.__module__ == "__main__":
         raise ValueError(
-            f"{function.__qualname__} stands in the main program, which workers do not load. "
-            "Put it into a module that can be imported."
+            f"{function.__qualname__} is defined in the main program, which workers do not load. "
+            "Move it into a module that can be imported."
         )
     waiting, deaths = deque(range(len(tasks))), [0] * len(tasks)
     pool: list[_Worker] = []
@@ -166,7 +168,7 @@ def run_tasks(
         unfinished = len(tasks)
         while unfinished:
             for worker in pool:
-                _give(worker, waiting, tasks)
+                _assign(worker, waiting, tasks)
             ready = wait([worker.connection for worker in pool if worker.task is not None])
             for place, worker in enumerate(pool):
                 if worker.connection not in ready:
@@ -179,7 +181,7 @@ def run_tasks(
                 elif message[0] == "error":
                     raise WorkerFailed(message[1][0]) from RuntimeError(message[1][1])
                 else:
-                    index, worker.task = worker.task, None
+                    index, worker.task = _held(worker), None
                     unfinished -= 1
                     yield index, message[1]
     finally:
@@ -187,15 +189,24 @@ def run_tasks(
             worker.stop()
 
 
-def _give(worker: _Worker, waiting: deque[int], tasks: Sequence[Any]) -> None:
+def _held(worker: _Worker) -> int:
+    """The index of the task that a busy worker holds."""
+    if worker.task is None:
+        raise RuntimeError("A worker sent a result without holding a task.")
+    return worker.task
+
+
+def _assign(worker: _Worker, waiting: deque[int], tasks: Sequence[Any]) -> None:
     if worker.task is None and waiting:
         worker.task = waiting.popleft()
-        with contextlib.suppress(BrokenPipeError):  # it died idle: noticed by its socket's end, and replaced
+        with contextlib.suppress(
+            BrokenPipeError
+        ):  # it died idle: noticed when its socket closes, and replaced
             worker.connection.send(tasks[worker.task])
 
 
 def _receive(worker: _Worker) -> tuple[str, Any] | None:
-    """The worker's next message, or None where it is dead and has left none."""
+    """The worker's next message, or None where it is dead and has sent no more."""
     try:
         return worker.connection.recv()
     except (EOFError, ConnectionResetError):
@@ -204,14 +215,14 @@ def _receive(worker: _Worker) -> tuple[str, Any] | None:
 
 def _replace(
     worker: _Worker,
-    function: Callable,
+    function: Unit,
     tasks: Sequence[Any],
     deaths: list[int],
     waiting: deque[int],
     on_death: OnDeath | None,
 ) -> _Worker:
-    """Bury a dead worker, put its task first in the line, and start another."""
-    index = worker.task
+    """Remove a dead worker, put its task at the head of the queue, and start another worker."""
+    index = _held(worker)
     code = worker.process.wait()
     worker.connection.close()
     explained = on_death is not None and on_death(tasks[index], code)

@@ -1,7 +1,7 @@
 """Units on Ray Core (extra `[ray]`): one Ray task a unit, each in a child of the Ray worker that may be killed.
 
-Joins the cluster that RAY_ADDRESS names, else starts Ray on this machine for the time of the run: without dashboard
-and usage reports, on the loopback address. A task whose Ray worker or node died is submitted again.
+Connects to the cluster that RAY_ADDRESS names, else starts Ray on this machine for the time of the run: without
+dashboard and usage reports, on the loopback address. A task whose Ray worker or node died is submitted again.
 """
 
 import os
@@ -9,17 +9,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from corpus.engines import OnDeath, Unit, WorkerFailed
+from corpus.engines.engine import OnDeath, Unit, WorkerFailed
 from corpus.engines.pool import MAX_DEATHS, default_workers
-from corpus.engines.wire import Parcel, pack, run_parcel, unpack_result
+from corpus.engines.wire import TaskBatch, decode_result, encode_batch, run_batch
+
+DECIDES_NOTHING = "where the units run"
 
 POLL = 0.5  # seconds between looks at the progress
-ALONE = {  # a Ray that we start: small, for the work goes through files, and seen by this machine only
+OWN_CLUSTER = {  # a Ray that we start: small, because data is exchanged in files, and visible to this machine only
     "include_dashboard": False,
     "object_store_memory": 100 << 20,  # bytes
     "_node_ip_address": "127.0.0.1",
 }
-KILLED = -9  # the exit code that is reported of a Ray worker that is gone
+KILLED = -9  # exit code reported for a dead Ray worker
 
 
 @dataclass
@@ -27,8 +29,8 @@ class RayEngine:
     """Ray Core. `workers`: units at a time (None: as many as the cluster has cores)."""
 
     workers: int | None = None
-    apart: bool = True
-    _ours: bool = False  # whether we started or joined Ray, and so leave it
+    isolated: bool = True
+    _connected: bool = False  # whether we started Ray or connected to it, and so disconnect
 
     def run(
         self,
@@ -37,51 +39,52 @@ class RayEngine:
         on_progress: Callable[[int], None] = lambda amount: None,
         on_death: OnDeath | None = None,
     ) -> Iterator[tuple[int, Any]]:
-        """See corpus.engines.Engine."""
+        """See corpus.engines.engine.Engine."""
         if not tasks:
             return
         ray = self._ray()
         running: dict[Any, int] = {}  # Ray's reference to the result -> unit
-        told = None
+        progress = None
         try:
-            told = ray.remote(num_cpus=0)(_Told).remote()
+            progress = ray.remote(num_cpus=0)(_Progress).remote()
             unit = ray.remote(num_cpus=1, max_retries=0)(_run_unit)
             at_once = self.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
             waiting, deaths = list(range(len(tasks)))[::-1], [0] * len(tasks)
             while waiting or running:
-                # A few more than can run, so that a worker that is done finds its next.
+                # A few more than can run, so that a worker that becomes free finds its next task.
                 while waiting and len(running) < (self.workers or at_once + at_once // 4 + 1):
                     index = waiting.pop()
-                    running[unit.remote(pack(function, on_death, tasks, [index]).to_json(), told)] = index
+                    batch = encode_batch(function, on_death, tasks, [index]).to_json()
+                    running[unit.remote(batch, progress)] = index
                 done, _ = ray.wait(list(running), num_returns=1, timeout=POLL)
-                if amount := ray.get(told.take.remote()):
+                if amount := ray.get(progress.take.remote()):
                     on_progress(amount)
                 for reference in done:
                     index = running.pop(reference)
                     result = _result(ray, reference)
                     if result is None:
-                        _bury(tasks[index], index, deaths, on_death)
+                        _count_death(tasks[index], index, deaths, on_death)
                         waiting.append(index)
                     elif result[0] == "error":
                         raise WorkerFailed(result[1])
                     else:
-                        yield index, unpack_result(function, result[1])
+                        yield index, decode_result(function, result[1])
         finally:
             for reference in running:
                 ray.cancel(reference, force=True)
-            if told is not None:
-                ray.kill(told)
+            if progress is not None:
+                ray.kill(progress)
 
     def close(self) -> None:
-        """Leave the cluster; end it where it is ours."""
-        if self._ours:
+        """Disconnect from the cluster; shut it down where we started it."""
+        if self._connected:
             import ray
 
             ray.shutdown()
-            self._ours = False
+            self._connected = False
 
     def _ray(self) -> Any:
-        """Ray, started or joined."""
+        """The module ray, connected to a cluster."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no report leaves this machine
         try:
             import ray
@@ -96,13 +99,13 @@ class RayEngine:
             ray.init(**quiet)
         else:
             cores = self.workers or default_workers()
-            ray.init(address="local", num_cpus=cores, **quiet, **ALONE)
-        self._ours = True
+            ray.init(address="local", num_cpus=cores, **quiet, **OWN_CLUSTER)
+        self._connected = True
         return ray
 
 
-class _Told:
-    """Sums what the units report until it is asked for."""
+class _Progress:
+    """Sums the progress that units report until it is taken."""
 
     def __init__(self) -> None:
         self.amount = 0
@@ -115,19 +118,21 @@ class _Told:
         return amount
 
 
-def _run_unit(parcel: str, told: Any) -> tuple[str, str]:
-    """Runs in a Ray worker: ("done", result as JSON) or ("error", why)."""
+def _run_unit(batch: str, progress: Any) -> tuple[str, str]:
+    """Runs in a Ray worker: ("done", result as JSON) or ("error", message)."""
+
+    def report(index: int, amount: int) -> None:
+        progress.add.remote(amount)
+
     try:
-        ((_, result),) = run_parcel(
-            Parcel.from_json(parcel), lambda index, amount: told.add.remote(amount) and None
-        )
+        ((_, result),) = run_batch(TaskBatch.from_json(batch), report)
     except WorkerFailed as error:
         return "error", str(error)
     return "done", result
 
 
 def _result(ray: Any, reference: Any) -> tuple[str, str] | None:
-    """What a task left, or None where its worker or node died."""
+    """A task's result, or None where its worker or node died."""
     died = (
         ray.exceptions.WorkerCrashedError,
         ray.exceptions.NodeDiedError,
@@ -142,11 +147,11 @@ def _result(ray: Any, reference: Any) -> tuple[str, str] | None:
         raise WorkerFailed(f"Ray could not run a unit: {error}") from error
 
 
-def _bury(task: Any, index: int, deaths: list[int], on_death: OnDeath | None) -> None:
+def _count_death(task: Any, index: int, deaths: list[int], on_death: OnDeath | None) -> None:
     explained = on_death is not None and on_death(task, KILLED)
     deaths[index] = 0 if explained else deaths[index] + 1
     if deaths[index] >= MAX_DEATHS:
         raise WorkerFailed(
-            f"{deaths[index]} Ray workers died on the same task. Where Ray says that memory is short, use fewer "
+            f"{deaths[index]} Ray workers died on the same task. Where Ray reports a lack of memory, use fewer "
             "workers or larger nodes."
         )

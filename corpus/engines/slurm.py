@@ -1,13 +1,12 @@
 """Units as a Slurm job array: one element a unit (or several, where there are more units than an array may have).
 
-Notable: a task goes to `folder` as JSON and its result comes back the same way, by rename; so the folder must be on a
-disk that this process and all nodes see by the same path, like the project and its environment. An element that
-Slurm no longer knows and that left no result has died: its unit is submitted again. Everything carries one job name,
-by which it is found and cancelled, also by the next run after this process was killed. Where and how the jobs run
-(partition, account, memory, time) is said by sbatch's own environment variables (SBATCH_PARTITION, …) or `options`.
+Notable: a task is written to `folder` as JSON and its result comes back the same way, by rename; so the folder must be
+on a disk that this process and all nodes see by the same path, like the project and its environment. An element that
+Slurm no longer knows and that left no result has died: its unit is submitted again. All jobs carry one name, by which
+they are found and cancelled, also by the next run after this process was killed. Where and how the jobs run
+(partition, account, memory, time) is set by sbatch's own environment variables (SBATCH_PARTITION, …) or `options`.
 """
 
-import hashlib
 import os
 import shlex
 import shutil
@@ -19,14 +18,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from corpus.engines import OnDeath, Unit, WorkerFailed
+from core.hashing import text_sha256
+from corpus.engines.engine import OnDeath, Unit, WorkerFailed
 from corpus.engines.pool import MAX_DEATHS
-from corpus.engines.wire import pack, unpack_result
+from corpus.engines.slurm_element import HEARTBEAT, RESULTS, error_file, progress_file, result_file
+from corpus.engines.wire import decode_result, encode_batch
 
-ROOT = Path(__file__).resolve().parents[2]  # where `python -m corpus.engines.slurm_element` finds this room
+DECIDES_NOTHING = "where the units run"
+
+ROOT = (
+    Path(__file__).resolve().parents[2]
+)  # where `python -m corpus.engines.slurm_element` finds this package
 MAX_ELEMENTS = 1000  # of an array; Slurm's MaxArraySize is 1001 unless the site has raised it
-# The exit code that is reported of an element that is gone; Slurm tells it only to its accounting.
-KILLED = -9
+KILLED = -9  # exit code reported for a dead element: Slurm gives the real one only to its accounting
+CHECK_EVERY = 5  # looks for results between two calls of squeue
 
 
 @dataclass(frozen=True)
@@ -34,22 +39,21 @@ class SlurmEngine:
     """A Slurm cluster, through sbatch, squeue and scancel.
 
     folder: for tasks, results and logs; emptied at the start of a run. workers: elements that may run at a time.
-    options: more arguments of sbatch. poll: seconds between looks at the results; squeue is asked every fifth time.
-    silence: seconds after which an element ends itself when this process no longer waits for it (it was killed).
+    options: more arguments of sbatch. poll: seconds between looks at the results; squeue is called every fifth time.
+    heartbeat_timeout: seconds after which an element ends itself when this process no longer waits (it was killed).
     """
 
     folder: Path
     workers: int | None = None
     options: tuple[str, ...] = ()
     poll: float = 1.0
-    silence: float = 600.0
-    apart: bool = True
+    heartbeat_timeout: float = 600.0
+    isolated: bool = True
 
     @property
     def job_name(self) -> str:
-        """Names all jobs of this folder, and no others."""
-        place = f"{os.getuid()}:{Path(self.folder).resolve()}"
-        return f"stemma-{hashlib.sha256(place.encode()).hexdigest()[:16]}"
+        """The name of all jobs of this folder, and of no others."""
+        return f"stemma-{text_sha256(f'{os.getuid()}:{Path(self.folder).resolve()}')[:16]}"
 
     def run(
         self,
@@ -58,7 +62,7 @@ class SlurmEngine:
         on_progress: Callable[[int], None] = lambda amount: None,
         on_death: OnDeath | None = None,
     ) -> Iterator[tuple[int, Any]]:
-        """See corpus.engines.Engine."""
+        """See corpus.engines.engine.Engine."""
         if not tasks:
             return
         _require_slurm()
@@ -72,7 +76,7 @@ class SlurmEngine:
             self._cancel()
 
     def close(self) -> None:
-        """Nothing is kept but the folder: its logs say what the jobs said."""
+        """Nothing to release; the folder stays, with the logs of the jobs."""
 
     def _cancel(self) -> None:
         """End all jobs of this folder, and wait until they have ended."""
@@ -86,12 +90,13 @@ class SlurmEngine:
         listed = _call("squeue", "--noheader", "--array", f"--name={self.job_name}", "--format=%F_%K")
         return set(listed.split())
 
-    def sbatch(self, parcels: Path, count: int) -> str:
-        """Submit an array of `count` elements over the parcels in a folder; return its job id."""
+    def sbatch(self, batches: Path, count: int) -> str:
+        """Submit an array of `count` elements over the batches in a folder; return its job id."""
         logs = self.folder.resolve() / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         throttle = f"%{self.workers}" if self.workers else ""
-        command = [sys.executable, "-m", "corpus.engines.slurm_element", str(parcels), str(self.silence)]
+        element = [sys.executable, "-m", "corpus.engines.slurm_element"]
+        command = [*element, str(batches), str(self.heartbeat_timeout)]
         printed = _call(
             "sbatch",
             "--parsable",
@@ -108,7 +113,7 @@ class SlurmEngine:
 
 
 class _Run:
-    """One call of run(): which element holds which units, and what has come back."""
+    """One call of run(): which element holds which units, and which results are here."""
 
     def __init__(
         self,
@@ -120,60 +125,55 @@ class _Run:
     ):
         self.engine, self.function, self.tasks = engine, function, tasks
         self.on_progress, self.on_death = on_progress, on_death
-        self.held: dict[str, list[int]] = {}  # "JOB_ELEMENT" -> its units that have not come back, in order
+        self.held: dict[str, list[int]] = {}  # "JOB_ELEMENT" -> its units without result, in order
         self.deaths = [0] * len(tasks)
         self.reached = [0] * len(tasks)  # progress reported so far
-        self.beats = self.submitted = 0
+        self.heartbeats = self.submitted = 0
 
     def submit(self, wanted: list[int]) -> None:
-        """Send these units out as a new array."""
-        from corpus.engines.slurm_element import RESULTS
-
+        """Submit these units as a new array."""
         (self.engine.folder / RESULTS).mkdir(parents=True, exist_ok=True)
-        self._beat()
-        parcels = self.engine.folder.resolve() / f"array-{self.submitted}"
-        parcels.mkdir()
+        self._write_heartbeat()
+        batches = self.engine.folder.resolve() / f"array-{self.submitted}"
+        batches.mkdir()
         count = min(len(wanted), MAX_ELEMENTS)
         shares = [wanted[element::count] for element in range(count)]
         for element, share in enumerate(shares):
-            parcel = pack(self.function, self.on_death, self.tasks, share)
-            (parcels / f"{element}.json").write_text(parcel.to_json())
-        job = self.engine.sbatch(parcels, count)
+            batch = encode_batch(self.function, self.on_death, self.tasks, share)
+            (batches / f"{element}.json").write_text(batch.to_json())
+        job = self.engine.sbatch(batches, count)
         self.submitted += 1
         self.held |= {f"{job}_{element}": share for element, share in enumerate(shares)}
 
     def results(self) -> Iterator[tuple[int, Any]]:
-        """Yield what comes back until everything has, sending out again what died."""
-        looks, suspects = 0, set()
+        """Yield results until all are here, submitting again the units of dead elements."""
+        looks, suspects = 0, set[str]()
         while self.held:
-            self._beat()
+            self._write_heartbeat()
             yield from self._collect()
             self._report_progress()
             looks += 1
-            if self.held and looks % 5 == 0:
-                alive = self.engine.alive()
-                gone = set(self.held) - alive
-                # Twice: on a network disk a result may show a little later than Slurm forgets its job.
-                dead, suspects = gone & suspects, gone
+            if self.held and looks % CHECK_EVERY == 0:
+                missing = set(self.held) - self.engine.alive()
+                # Twice: on a network disk a result may appear a little later than Slurm forgets its job.
+                dead, suspects = missing & suspects, missing
                 if dead:
                     yield from self._collect()
-                    self._bury(dead & set(self.held))
+                    self._resubmit(dead & set(self.held))
             if self.held:
                 time.sleep(self.engine.poll)
 
     def _collect(self) -> Iterator[tuple[int, Any]]:
-        from corpus.engines.slurm_element import error_file, result_file
-
         folder = self.engine.folder
         for element, units in list(self.held.items()):
             for unit in list(units):
                 if error_file(folder, unit).is_file():
                     raise WorkerFailed(error_file(folder, unit).read_text())
                 if not result_file(folder, unit).is_file():
-                    break  # an element does its units in order
+                    break  # an element runs its units in order
                 self._advance(unit)
                 units.remove(unit)
-                yield unit, unpack_result(self.function, result_file(folder, unit).read_bytes())
+                yield unit, decode_result(self.function, result_file(folder, unit).read_bytes())
             if not units:
                 del self.held[element]
 
@@ -182,17 +182,15 @@ class _Run:
             self._advance(units[0])
 
     def _advance(self, unit: int) -> None:
-        """Report how much further a unit has come. One that is done again is silent until it is further."""
-        from corpus.engines.slurm_element import progress_file
-
+        """Report a unit's progress since the last report; a retried unit's only once it is beyond that."""
         file = progress_file(self.engine.folder, unit)
         reached = int(file.read_text()) if file.is_file() else 0
         if reached > self.reached[unit]:
             self.on_progress(reached - self.reached[unit])
             self.reached[unit] = reached
 
-    def _bury(self, elements: set[str]) -> None:
-        """Send out again what dead elements held. The first unit of each is the one that it died on."""
+    def _resubmit(self, elements: set[str]) -> None:
+        """Submit the units of dead elements again. The first unit of each is the one that it died on."""
         again = []
         for element in sorted(elements):
             units = self.held.pop(element)
@@ -200,25 +198,23 @@ class _Run:
             self.deaths[units[0]] = 0 if explained else self.deaths[units[0]] + 1
             if self.deaths[units[0]] >= MAX_DEATHS:
                 raise WorkerFailed(
-                    f"{MAX_DEATHS} Slurm jobs died on the same task, the last of them {element}. It said: "
-                    f"{self._last_words(element)}. Mend that, or give the jobs more memory or time "
+                    f"{MAX_DEATHS} Slurm jobs died on the same task, the last of them {element}. The last line of its "
+                    f"log is: {self._last_log_line(element)}. Fix that, or give the jobs more memory or time "
                     "(SBATCH_MEM_PER_CPU, SBATCH_TIMELIMIT)."
                 )
             again += units
         if again:
             self.submit(sorted(again))
 
-    def _last_words(self, element: str) -> str:
+    def _last_log_line(self, element: str) -> str:
         log = self.engine.folder / "logs" / f"{element}.txt"
-        said = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
-        return said[-1] if said else "nothing"
+        lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
+        return lines[-1] if lines else "(empty)"
 
-    def _beat(self) -> None:
-        """Show the elements that somebody waits for them; they end themselves when this stops for long."""
-        from corpus.engines.slurm_element import BEAT
-
-        self.beats += 1
-        (self.engine.folder / BEAT).write_text(str(self.beats))
+    def _write_heartbeat(self) -> None:
+        """Show the elements that this process waits for them; they end themselves when it has not for long."""
+        self.heartbeats += 1
+        (self.engine.folder / HEARTBEAT).write_text(str(self.heartbeats))
 
 
 def _require_slurm() -> None:
@@ -231,12 +227,12 @@ def _require_slurm() -> None:
 
 
 def _call(*command: str) -> str:
-    """Run one of Slurm's commands; return what it printed. Raises WorkerFailed with what it said."""
-    for attempt in range(5):  # a busy controller turns callers away
+    """Run one of Slurm's commands; return its output. Raises WorkerFailed with its error output."""
+    for attempt in range(5):  # a busy controller refuses connections
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode == 0:
             return done.stdout
         if command[0] == "sbatch":
-            break  # it may have been taken all the same
+            break  # the job may have been accepted all the same
         time.sleep(2**attempt / 2)
     raise WorkerFailed(f"{command[0]} failed: {done.stderr.strip() or f'exit code {done.returncode}'}.")

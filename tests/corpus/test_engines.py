@@ -20,10 +20,11 @@ from small_web import content, files_of
 
 from corpus import clean
 from corpus.clean import CleanConfig, CleaningFailed, clean_crawl
-from corpus.engines import Engine, WorkerFailed, choose
+from corpus.engines.choose import choose_engine
+from corpus.engines.engine import Engine, WorkerFailed
 from corpus.engines.pool import LocalEngine
 from corpus.engines.slurm import SlurmEngine
-from corpus.engines.wire import pack
+from corpus.engines.wire import encode_batch
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 LOCAL, SLURM, RAY = "local", "slurm", pytest.param("ray", marks=needs_ray)
@@ -169,15 +170,15 @@ from corpus.engines.slurm import SlurmEngine
 from engine_units import Number, wait_long
 folder = Path(sys.argv[1])
 tasks = [Number(value, folder) for value in (1, 2)]
-list(SlurmEngine(folder / "jobs", poll=0.1, silence=float(sys.argv[2])).run(wait_long, tasks))
+list(SlurmEngine(folder / "jobs", poll=0.1, heartbeat_timeout=float(sys.argv[2])).run(wait_long, tasks))
 """
 
 
-def start_driver(folder: Path, silence: float) -> tuple[subprocess.Popen, list[int]]:
+def start_driver(folder: Path, heartbeat_timeout: float) -> tuple[subprocess.Popen, list[int]]:
     """A run of its own that waits for two units; returns it and the units' processes."""
     path = os.pathsep.join([str(Path(engine_units.__file__).parent), *sys.path])
     driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(folder), str(silence)],
+        [sys.executable, "-c", DRIVER, str(folder), str(heartbeat_timeout)],
         env=os.environ | {"PYTHONPATH": path},
         stderr=subprocess.DEVNULL,
     )
@@ -186,7 +187,7 @@ def start_driver(folder: Path, silence: float) -> tuple[subprocess.Popen, list[i
 
 
 def test_an_interrupt_cancels_the_jobs(slurm, tmp_path):
-    driver, units = start_driver(tmp_path, silence=600)
+    driver, units = start_driver(tmp_path, heartbeat_timeout=600)
     driver.send_signal(signal.SIGINT)
     assert driver.wait(60) != 0
     assert SlurmEngine(tmp_path / "jobs").alive() == set()
@@ -194,7 +195,7 @@ def test_an_interrupt_cancels_the_jobs(slurm, tmp_path):
 
 
 def test_the_jobs_of_a_killed_run_end_themselves(slurm, tmp_path):
-    driver, units = start_driver(tmp_path, silence=1)
+    driver, units = start_driver(tmp_path, heartbeat_timeout=1)
     assert all(alive(pid) for pid in units)
     driver.kill()
     driver.wait()
@@ -202,7 +203,7 @@ def test_the_jobs_of_a_killed_run_end_themselves(slurm, tmp_path):
 
 
 def test_the_next_run_ends_the_jobs_of_a_killed_one(slurm, tmp_path):
-    driver, units = start_driver(tmp_path, silence=600)
+    driver, units = start_driver(tmp_path, heartbeat_timeout=600)
     driver.kill()
     driver.wait()
     assert dict(SlurmEngine(tmp_path / "jobs", poll=0.1).run(engine_units.square, [Number(3, tmp_path)]))
@@ -222,14 +223,14 @@ def test_a_controller_that_does_not_answer_for_a_while_is_asked_again(slurm, tmp
 
 def test_what_cannot_be_done_is_said_in_a_sentence(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"no engine 'spark'\. Choose one of: local, ray, slurm"):
-        choose("spark", tmp_path)
+        choose_engine("spark", tmp_path)
     with pytest.raises(ValueError, match="at least one worker"):
-        choose("slurm", tmp_path, workers=0)
+        choose_engine("slurm", tmp_path, workers=0)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(WorkerFailed, match="needs sbatch, squeue, scancel on the PATH"):
-        list(choose("slurm", tmp_path).run(engine_units.square, [Number(1, tmp_path)]))
+        list(choose_engine("slurm", tmp_path).run(engine_units.square, [Number(1, tmp_path)]))
     with pytest.raises(ValueError, match="cannot be imported by name"):
-        pack(lambda task, progress: 1, None, [Number(1, tmp_path)], [0])
+        encode_batch(lambda task, progress: 1, None, [Number(1, tmp_path)], [0])
 
 
 def test_the_chain_takes_its_engine_from_the_environment(monkeypatch):
