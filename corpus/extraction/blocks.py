@@ -1,23 +1,27 @@
-"""A page as lines of text, each with what its place in the page says about it.
+"""A page as lines of text, each with the block elements ("boxes") that contain it.
 
 Lexbor parses the page as a browser does (selectolax); one walk over its tree gathers text into lines (a block
-element or a line break ends one) and remembers for each line the boxes that it stands in: their tags, and what their
-class and id say ("sidebar", "comments", "article-body"). The words of the hints are the web's own habits, after
-Readability's and boilerpipe's lists; how much each of them says is not decided here but fitted (prose.py).
+element or a line break ends one) and keeps for each line its boxes: their tags, and hints from their class and id
+("sidebar", "comments", "article-body"). The hint words follow common usage on the web, after Readability's and
+boilerpipe's lists; how much weight each has is not decided here but fitted (prose.py).
 """
 
 import re
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from corpus.extraction.normalize import INVISIBLE, normalize_line
+
+if TYPE_CHECKING:
+    from selectolax.lexbor import LexborNode
 
 HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6"))
 CELLS = frozenset(("td", "th"))
 BUTTONS = frozenset(("button", "label"))
-NAME_CHARS = 200  # of a class attribute or an id that are looked at
+NAME_CHARS = 200  # characters of a class attribute or an id that are searched for hints
 TITLE_CHARS = 500
-CELL_CHARS = 120  # a longer cell is part of a layout, not of a table of data
-HINT_WORDS = (  # hint: words in a class name or an id that say so, as patterns over one word of letters
+CELL_CHARS = 120  # a longer cell belongs to a layout table, not to a data table
+HINT_WORDS = (  # hint, and the pattern that one word of a class name or an id matches
     ("nav", r"nav|menu|crumb|pagina|pager|^tabs?$|^skip|categor|topic"),
     ("footer", r"foot|copyright|legal|disclaim|imprint|impressum|colophon"),
     ("header", r"^header|masthead|logo|brand"),
@@ -53,7 +57,7 @@ TAG_HINTS = {
 }
 HINTS = tuple(dict.fromkeys([*(name for name, _ in HINT_WORDS), *TAG_HINTS.values(), "unseen"]))
 BIT = {name: 1 << number for number, name in enumerate(HINTS)}
-# What a box says of itself is said of all that stands in it, but these are not believed of most of a page.
+# Hints hold for everything inside a box, but these are ignored on a box that contains most of a page's prose.
 PERIPHERAL = sum(BIT[name] for name in HINTS if name not in ("content", "article", "main", "title", "table"))
 _PATTERNS = [(BIT[name], re.compile(pattern)) for name, pattern in HINT_WORDS]
 _TAG_BITS = {tag: BIT[name] for tag, name in TAG_HINTS.items()}
@@ -73,18 +77,17 @@ _TAGS = {
     _BREAK: "br",
 }
 _DOES = {tag: does for does, tags in _TAGS.items() for tag in tags.split()}
-# Lexbor numbers its tags; to read a name takes longer than all else that is asked of a node.
+# Lexbor numbers its tags; reading a tag's name costs more than everything else done with a node.
 TEXT = 2  # LXB_TAG__TEXT, lexbor/tag/const.h
-OWN_TAGS = 256  # numbers of tags that Lexbor knows are below; others are numbered page by page, far above
+OWN_TAGS = 256  # tags that Lexbor knows have lower numbers; others are numbered page by page, far above
 _KNOWN: dict[int, tuple[str, int | None]] = {}
 
 
 class Box:
-    """A block element: tag, class, hints and parent, and what was counted of the text in it (prose.py)."""
+    """A block element: tag, class, hints and parent, and counts of the text inside it (filled by prose.py)."""
 
     __slots__ = (
         "chars",
-        "depth",
         "hints",
         "home",
         "lines",
@@ -98,16 +101,15 @@ class Box:
 
     def __init__(self, tag: str, parent: "Box | None", hints: int, name: str | None):
         self.tag, self.parent, self.hints, self.name = tag, parent, hints, name
-        self.row = parent.row if parent else None
-        self.depth = parent.depth + 1 if parent else 0
+        self.row: Box | None = parent.row if parent else None  # the table row that it stands in
         self.chars = self.linked = self.lines = self.prose = 0
-        self.home = None
+        self.home: int | None = None  # levels below the innermost box that holds most of the page's prose
 
 
 class Line:
-    """A line of a page: its text, the characters of it inside links, the number of links, its box, and its kind.
+    """A line of a page: its text, how many of its characters are inside links, the number of links, box and kind.
 
-    The kind is the tag of the box ("p", "h1", "li" …), or "tr" for a row of a table of data.
+    The kind is the tag of the box ("p", "h1", "li" …), or "tr" for a row of a data table.
     """
 
     __slots__ = ("box", "kind", "linked", "links", "text")
@@ -118,7 +120,7 @@ class Line:
 
 @lru_cache(maxsize=1 << 16)
 def name_hints(name: str) -> int:
-    """What class names or an id say, as bits of HINTS."""
+    """The hints of class names or an id, as bits of HINTS."""
     hints = 0
     for word in _WORD.findall(_CAMEL.sub(" ", name).lower()):
         hints |= _word_hints(word)
@@ -146,19 +148,22 @@ class Page:
             self._walk(tree.body)
             self.lines = _join_cells(self.lines)
 
-    def _walk(self, body) -> None:
+    def _walk(self, body: "LexborNode") -> None:
+        """Fill `lines` and `boxes`. Without recursion: pages nest thousands of elements deep."""
         current = root = Box("body", None, 0, None)
-        boxes, parts, links, known = self.boxes, [], 0, _KNOWN.get
+        parts: list[tuple[str, bool]] = []  # pieces of the current line, and whether each is inside a link
+        boxes, links, known = self.boxes, 0, _KNOWN.get
         boxes.append(root)
-        # What is left to do above: the next element there, and the box and link that it stands in.
-        above, node, inside, linked = [], body.child, root, False
+        # Where to go on above: the next element there, and the box and link that it stands in.
+        above: list[tuple[LexborNode | None, Box, bool]] = []
+        node, inside, linked = body.child, root, False
         while node is not None or above:
             if node is None:
                 node, inside, linked = above.pop()
                 continue
             number = node.tag_id
             if number == TEXT:
-                text = node.text_content
+                text = node.text_content or ""
                 if inside is not current:
                     if parts:
                         self._add(current, parts, links)
@@ -196,7 +201,7 @@ class Page:
             self._add(current, parts, links)
 
     def _add(self, box: Box, parts: list[tuple[str, bool]], links: int) -> None:
-        """A line of the given pieces of text, each inside a link or not."""
+        """Add a line made of the given pieces of text, each inside a link or not."""
         linked = 0
         if len(parts) == 1:
             raw, inside = parts[0]
@@ -215,17 +220,17 @@ class Page:
             self.lines.append(Line(text, min(linked, len(text)), links, box, box.tag))
 
 
-def _tag_of(node) -> tuple[str, int | None]:
-    """The tag of an element, and what is done with it; remembered for the next of the kind."""
-    tag = node.tag
+def _tag_of(node: "LexborNode") -> tuple[str, int | None]:
+    """The tag of an element, and how the walk treats it; cached by Lexbor's number of the tag."""
+    tag = node.tag or ""
     found = tag, _DOES.get(tag)
     if node.tag_id < OWN_TAGS:
         _KNOWN[node.tag_id] = found
     return found
 
 
-def _named(node, tag: str, parent: Box) -> Box:
-    """The box of an element whose class, id and style are looked at."""
+def _named(node: "LexborNode", tag: str, parent: Box) -> Box:
+    """The box of an element whose class, id and style are read."""
     hints = _TAG_BITS.get(tag, 0)
     attributes = node.attributes
     if not attributes:
@@ -249,7 +254,7 @@ def _plain(tag: str, parent: Box) -> Box:
 
 
 def _join_cells(lines: list[Line]) -> list[Line]:
-    """Rows of a table of data, whose cells are one short line each, as one line: "name | value"."""
+    """Rows of a data table, whose cells are one short line each, as one line: "name | value"."""
     if not any(line.kind in CELLS for line in lines):
         return lines
     joined: list[Line] = []
@@ -259,8 +264,12 @@ def _join_cells(lines: list[Line]) -> list[Line]:
         while row is not None and stop < len(lines) and lines[stop].box.row is row:
             stop += 1
         cells = lines[at:stop]
-        apart = len({id(cell.box) for cell in cells}) == len(cells) > 1
-        if apart and all(cell.kind in CELLS and len(cell.text) <= CELL_CHARS for cell in cells):
+        separate = len({id(cell.box) for cell in cells}) == len(cells) > 1
+        if (
+            row is not None
+            and separate
+            and all(cell.kind in CELLS and len(cell.text) <= CELL_CHARS for cell in cells)
+        ):
             text = " | ".join([cell.text for cell in cells])
             linked, links = sum(cell.linked for cell in cells), sum(cell.links for cell in cells)
             joined.append(Line(text, linked, links, row, "tr"))

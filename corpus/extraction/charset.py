@@ -2,7 +2,7 @@
 
 Labels mean what the WHATWG Encoding Standard says ("latin1" is windows-1252, "gb2312" is GB18030, "ks_c_5601-1987" is
 windows-949), by webencodings; the order of the sources and the meta prescan are the HTML Standard's ("determining the
-character encoding"). In one thing we go beyond a browser: a declaration that the bytes refute is not believed.
+character encoding"). One deviation from browsers: a declaration that the bytes contradict is ignored.
 """
 
 import codecs
@@ -11,7 +11,9 @@ from collections.abc import Iterator
 
 BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 PRESCAN = 1024  # bytes, HTML Standard 13.2.3.2
-LATE = 16 << 10  # bytes; a parser that meets a <meta> later begins anew with it (13.2.3.4)
+LATE = (
+    16 << 10
+)  # bytes; a parser that meets a <meta> after the prescan starts over with its encoding (13.2.3.4)
 _VALUE = rb"\s*=\s*[\"']?\s*([^\"'\s;/>]+)"
 COMMENT = re.compile(rb"<!--.*?-->", re.S)
 META = re.compile(rb"<meta[\s/](?:[^>\"']|\"[^\"]*\"|'[^']*')*>", re.I)
@@ -19,15 +21,15 @@ META_CHARSET = re.compile(rb"^(?:[^\"']|\"[^\"]*\"|'[^']*')*?[\s/]charset" + _VA
 CONTENT_CHARSET = re.compile(rb"\bcontent\s*=.*?charset" + _VALUE, re.I | re.S)
 HTTP_EQUIV = re.compile(rb"\bhttp-equiv\s*=\s*[\"']?\s*content-type\b", re.I)
 XML = re.compile(rb"^\s*<\?xml\s[^>]*?encoding" + _VALUE, re.I)
-# Codecs of Python that read more than the one of the name, as the standard's decoders do.
+# Python's codecs that accept as much as the standard's decoders do, where those of the same name accept less.
 WIDER = {"gbk": "gb18030", "iso-8859-8-i": "iso-8859-8"}
 
 
 def decode(data: bytes, charset: str | None = None) -> str:
     """The text of a page; `charset` is the HTTP header's, if there was one. Never fails.
 
-    Bytes that cannot be read are U+FFFD. Where those are most of what is not ASCII, the declaration was wrong and
-    the next source is asked.
+    Bytes that cannot be decoded become U+FFFD. Where those are most of what is not ASCII, the declaration was wrong
+    and the next source is tried.
     """
     for mark, name in BOMS:
         if data.startswith(mark):
@@ -53,7 +55,7 @@ def codec_of(label: str | None) -> str | None:
 
 
 def declared(data: bytes, charset: str | None) -> Iterator[str]:
-    """Codecs in the order in which a browser believes them."""
+    """Declared codecs, in the order in which a browser tries them."""
     named = codec_of(charset)
     if named:
         yield named
@@ -64,7 +66,7 @@ def declared(data: bytes, charset: str | None) -> Iterator[str]:
 
 
 def meta_label(data: bytes) -> str | None:
-    """The encoding that an HTML page names itself, in a <meta> or an XML declaration."""
+    """The encoding that an HTML page declares itself, in a <meta> or an XML declaration."""
     for size in (PRESCAN, LATE):
         head = data[:size]
         if b"<!--" in head:
@@ -80,23 +82,23 @@ def meta_label(data: bytes) -> str | None:
 
 
 def _read(data: bytes, codec: str) -> str | None:
-    """The text, or None where the bytes refute the declaration."""
+    """The text, or None where the bytes contradict the declaration."""
     try:
         return data.decode(codec)
     except UnicodeDecodeError:
-        pass  # a few broken bytes, or another encoding: told apart below
+        pass  # a few broken bytes, or another encoding: distinguished below
     if codec != "utf-8":
         try:
-            return data.decode("utf-8")  # what is not ASCII and still whole as UTF-8 is no accident
+            return data.decode("utf-8")  # text with non-ASCII bytes is not valid UTF-8 by accident
         except UnicodeDecodeError:
             pass
     text = data.decode(codec, "replace")
-    foreign = len(text) - len(text.encode("ascii", "ignore"))
-    return text if 2 * text.count("\ufffd") <= foreign else None
+    not_ascii = len(text) - len(text.encode("ascii", "ignore"))
+    return text if 2 * text.count("\ufffd") <= not_ascii else None
 
 
 def _guess(data: bytes) -> str:
-    """UTF-8 where the bytes are; else what uchardet finds; else windows-1252, as a browser in the West would."""
+    """UTF-8 if the bytes are valid; else uchardet's guess; else windows-1252, as a Western browser would."""
     from resiliparse.parse.encoding import detect_encoding
 
     try:

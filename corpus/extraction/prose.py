@@ -1,25 +1,26 @@
-"""Which lines of a page are its main text: some forty numbers about each line, its neighbours and its boxes, judged
-by small trees.
+"""Which lines of a page are its main text: some sixty features of each line, its neighbours and its boxes, scored by
+small boosted trees.
 
-The trees are oblivious (every level of a tree asks one question of all lines: Prokhorenkova et al. 2018,
-arXiv 1706.09516) and were fitted by tools/fit_extraction.py, which says on what and how well they do on sites
-that they have not seen. Their answers are whole numbers and the features are counts and ratios of counts, so that a
-page gives the same text on every machine.
+The trees are oblivious (one split a level, the same for all lines: Prokhorenkova et al. 2018, arXiv 1706.09516) and
+were fitted by tools/fit_extraction.py, which documents the data and measures them on sites that they have not seen.
+Leaf values are whole numbers and the features are counts and ratios of counts, so that a page gives the same text on
+every machine.
 """
 
 import re
 from functools import cache
+from typing import Any
 
 import numpy as np
 
 from corpus.extraction.blocks import BIT, HEADINGS, HINTS, PERIPHERAL, Box, Line, Page
 from corpus.words import CJK
 
-CJK_SIGN = re.compile(f"[{CJK}]")
+CJK_CHARACTER = re.compile(f"[{CJK}]")
 NOT_LETTERS = re.compile(r"[\W\d_]+")
 DIGIT = re.compile(r"\d")
 BRACKET = re.compile(r"[|»›→•·©/@]")
-# Words of the web's furniture that most languages share, or that are common in their own.
+# Words of boilerplate ("furniture" is the feature's name) that are common across languages or in one of them.
 _FURNITURE = """
 copyright rights reserved cookie cookies javascript newsletter facebook twitter whatsapp instagram youtube linkedin
 pinterest telegram email mail rss login logout subscribe subscription share tweet like abonnieren abonnez pdf http https
@@ -33,13 +34,12 @@ KINDS = {kind: number for number, kinds in enumerate((
     ("div", "section", "body", "article"), ("p",), ("li", "dd", "dt"), ("td", "th"), ("tr",), ("pre",),
     ("blockquote",), tuple(sorted(HEADINGS)), ("figcaption", "caption"),
 )) for kind in kinds}  # fmt: skip
-PROSE = 20  # half words; a line of fewer is no prose
-LINKED = 0.8  # a line with more of it inside links is never text
-NEAR = 20  # lines; farther is far
+PROSE = 20  # half words; a shorter line is not prose
+LINKED = 0.8  # a line with a larger share inside links is never text
+NEAR = 20  # lines; distances are clipped here
 AT_ONCE = 2048  # lines; bounds the memory that a page of many lines takes
-HOME = 0.55  # of a page's prose; the innermost box with more of it is the text's home
-
-MUCH = 0.25  # of a page's prose; a box with more of it that calls itself the content is not the page's rim
+HOME = 0.55  # of a page's prose; the innermost box with a larger share is the text's container ("home")
+MUCH = 0.25  # of a page's prose; peripheral hints of a box with a larger share are ignored if it is marked as content
 CENTRAL = BIT["content"] | BIT["article"] | BIT["main"]
 
 LINE_FEATURES = (
@@ -59,32 +59,33 @@ FEATURES = (*LINE_FEATURES, *PLACE_FEATURES, *NEIGHBOUR_FEATURES, *HINTS)
 _HINT_BITS = np.array([BIT[name] for name in HINTS], dtype=np.int64)[:, None]
 
 
+Trees = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # as prepare() gives them
+Kind = tuple[str, str | None, str | None]  # of a box: its tag, its class, its parent's class
+
+
 def half_words(text: str) -> int:
-    """Twice the words of a line; a sign of Chinese or Japanese is half a word."""
+    """Twice the words of a line; a Chinese or Japanese character is half a word."""
     spaced = 2 * text.count(" ") + 2
-    return spaced if text.isascii() else spaced + len(CJK_SIGN.findall(text))
-
-
-Trees = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+    return spaced if text.isascii() else spaced + len(CJK_CHARACTER.findall(text))
 
 
 def scores(page: Page, trees: Trees | None = None) -> tuple[list[int], np.ndarray]:
-    """The numbers of the lines that may be text, and how much each looks like it, in thousandths of log odds."""
-    maybe, table = features(page)
-    return maybe, judge(table, trees or _fitted())
+    """The indices of the lines that may be text, and the score of each, in thousandths of log odds: (lines,) int64."""
+    candidates, table = features(page)
+    return candidates, judge(table, trees or _fitted())
 
 
 def judge(table: np.ndarray, trees: Trees) -> np.ndarray:
-    """The trees' answers, (lines,) int64, from the features, (FEATURES, lines)."""
-    asked, thresholds, answers, offsets = trees
-    depth, total = len(asked) // len(offsets), []
+    """The sums of the trees' leaf values, (lines,) int64, from the features, (FEATURES, lines)."""
+    split_on, thresholds, leaves, offsets = trees
+    depth, total = len(split_on) // len(offsets), []
     for start in range(0, table.shape[1], AT_ONCE):
         part = table[:, start : start + AT_ONCE]
-        yes = (part[asked] > thresholds).reshape(len(offsets), depth, -1)
-        leaf = offsets + yes[:, 0]
+        above = (part[split_on] > thresholds).reshape(len(offsets), depth, -1)
+        leaf = offsets + above[:, 0]
         for level in range(1, depth):
-            leaf += yes[:, level].astype(np.int64) << level
-        total.append(answers[leaf].sum(axis=0))
+            leaf += above[:, level].astype(np.int64) << level
+        total.append(leaves[leaf].sum(axis=0))
     return np.concatenate(total) if total else np.zeros(0, np.int64)
 
 
@@ -95,56 +96,66 @@ def _fitted() -> Trees:
     return prepare(MODEL)
 
 
-def prepare(model: dict) -> Trees:
-    """Features asked and thresholds, tree by tree and level by level; all leaves' answers; where each tree's begin."""
+def prepare(model: dict[str, Any]) -> Trees:
+    """The arrays that judge() needs, from a model as prose_trees.py holds it.
+
+    Feature of each split, tree by tree and level by level: (trees * depth,) int64; thresholds: (trees * depth, 1)
+    float32; all leaf values: (trees * leaves,) int64; where each tree's leaves begin: (trees, 1) int64. Raises
+    RuntimeError for a model of other features.
+    """
     if model["features"] != list(FEATURES):
         raise RuntimeError(
             "corpus/extraction/prose_trees.py was fitted for other features. "
             "Run python -m tools.fit_extraction FOLDER --write."
         )
-    asked = np.array([[FEATURES.index(name) for name, _ in tree["splits"]] for tree in model["trees"]])
+    split_on = np.array([[FEATURES.index(name) for name, _ in tree["splits"]] for tree in model["trees"]])
     thresholds = np.array([[at for _, at in tree["splits"]] for tree in model["trees"]])
-    answers = np.array([tree["leaves"] for tree in model["trees"]])
-    answers[0] += model["bias"]
-    offsets = np.arange(len(answers))[:, None] * answers.shape[1]
-    return asked.ravel(), thresholds.astype(np.float32).reshape(-1, 1), answers.ravel(), offsets
+    leaves = np.array([tree["leaves"] for tree in model["trees"]])
+    leaves[0] += model["bias"]
+    offsets = np.arange(len(leaves))[:, None] * leaves.shape[1]
+    return split_on.ravel(), thresholds.astype(np.float32).reshape(-1, 1), leaves.ravel(), offsets
 
 
 def features(page: Page) -> tuple[list[int], np.ndarray]:
-    """The numbers of the lines that may be text, and their features, (FEATURES, lines) float32."""
+    """The indices of the lines that may be text, and their features, (FEATURES, lines) float32."""
     lines = page.lines
-    words, alike = _measure(page)
-    maybe = [
+    words, by_kind = _measure(page)
+    candidates = [
         i
         for i, x in enumerate(lines)
         if x.linked <= LINKED * len(x.text) and x.kind not in ("button", "label")
     ]
-    if not maybe:
+    if not candidates:
         return [], np.zeros((len(FEATURES), 0), np.float32)
-    title, seen, places = page.title.lower(), {}, {}
+    title = page.title.lower()
+    occurrences: dict[str, int] = {}
+    places: dict[Box, tuple[float, ...]] = {}
     for line in lines:
-        seen[line.text] = seen.get(line.text, 0) + 1
+        occurrences[line.text] = occurrences.get(line.text, 0) + 1
     total = max(1, page.boxes[0].prose)
     rows, hints = [], []
-    for i in maybe:
+    for i in candidates:
         line = lines[i]
         box = line.box
         place = places.get(box)
         if place is None:
-            place = places[box] = _place(box, alike, total)
-        rows.append(_of_line(line, words[i], title, seen[line.text]) + place)
+            place = places[box] = _place(box, by_kind, total)
+        rows.append(_of_line(line, words[i], title, occurrences[line.text]) + place)
         hints.append(box.hints)
     own = np.array(rows, dtype=np.float32).T
     flags = (np.array(hints, dtype=np.int64) & _HINT_BITS) != 0
-    return maybe, np.concatenate([own, _neighbours(lines, words)[:, maybe], flags], dtype=np.float32)
+    return candidates, np.concatenate(
+        [own, _neighbours(lines, words)[:, candidates], flags], dtype=np.float32
+    )
 
 
-def _measure(page: Page) -> tuple[list[int], dict]:
-    """Count text into the boxes and pass their hints on. Returns each line's half words, and counts by kind of box.
+def _measure(page: Page) -> tuple[list[int], dict[Kind, list[int]]]:
+    """Fill in the boxes' counts and pass hints down. Returns each line's half words, and counts by kind of box.
 
-    Boxes of one kind have the same tag, class and parent's class: [lines, half words, characters, linked, prose].
+    The counts of a kind: [lines, half words, characters, linked characters, half words of prose].
     """
-    words, alike = [], {}
+    words: list[int] = []
+    by_kind: dict[Kind, list[int]] = {}
     for line in page.lines:
         box, n, size, linked = line.box, half_words(line.text), len(line.text), line.linked
         words.append(n)
@@ -153,15 +164,15 @@ def _measure(page: Page) -> tuple[list[int], dict]:
         box.chars += size
         box.linked += linked
         box.prose += prose
-        kind = (box.tag, box.name, box.parent and box.parent.name)
-        like = alike.get(kind)
-        if like is None:
-            like = alike[kind] = [0, 0, 0, 0, 0]
-        like[0] += 1
-        like[1] += n
-        like[2] += size
-        like[3] += linked
-        like[4] += prose
+        kind = (box.tag, box.name, box.parent.name if box.parent else None)
+        counts = by_kind.get(kind)
+        if counts is None:
+            counts = by_kind[kind] = [0, 0, 0, 0, 0]
+        counts[0] += 1
+        counts[1] += n
+        counts[2] += size
+        counts[3] += linked
+        counts[4] += prose
     for box in reversed(page.boxes):
         parent = box.parent
         if parent is not None and box.lines:
@@ -177,7 +188,7 @@ def _measure(page: Page) -> tuple[list[int], dict]:
         parent = box.parent
         if parent is not None:
             hints = box.hints
-            if box.prose > most:  # such boxes stand in one another: the last is the innermost
+            if box.prose > most:  # such boxes are nested: the last is the innermost
                 hints &= ~PERIPHERAL
                 box.home = 0
             else:
@@ -188,10 +199,11 @@ def _measure(page: Page) -> tuple[list[int], dict]:
             box.hints = hints | parent.hints
         else:
             box.home = 0
-    return words, alike
+    return words, by_kind
 
 
-def _of_line(line: Line, words: int, title: str, repeats: int) -> tuple:
+def _of_line(line: Line, words: int, title: str, repeats: int) -> tuple[float, ...]:
+    """LINE_FEATURES of a line."""
     text = line.text
     size = len(text)
     lower = text[:200].lower()
@@ -212,11 +224,12 @@ def _of_line(line: Line, words: int, title: str, repeats: int) -> tuple:
     )
 
 
-def _place(box: Box, alike: dict, total: int) -> tuple:
+def _place(box: Box, by_kind: dict[Kind, list[int]], total: int) -> tuple[float, ...]:
+    """PLACE_FEATURES of the lines of a box; `total`: the half words of prose of the page."""
     one = box.parent or box
     two = one.parent or one
     three = two.parent or two
-    lines, words, chars, linked, prose = alike[box.tag, box.name, box.parent and box.parent.name]
+    lines, words, chars, linked, prose = by_kind[box.tag, box.name, box.parent.name if box.parent else None]
     return (
         -1 if box.home is None else box.home,
         one.prose / total,
