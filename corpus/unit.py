@@ -233,7 +233,7 @@ def _judge_text(record: Record, page: MainText, config: CleanConfig) -> tuple[En
     if isinstance(verdict, Verdict):
         about = (verdict.rule, verdict.value, verdict.threshold, language, values)
         return Ended(ledger.DROPPED, "quality", *about), None
-    return Ended(ledger.KEPT, values=values), Candidate(record, 0, verdict.settle(), language, score)
+    return Ended(ledger.KEPT, values=values), Candidate(record, 0, verdict.compact(), language, score)
 
 
 def ledger_row(record: Record | BrokenRecord, ended: Ended, task: UnitTask) -> dict:

@@ -1,10 +1,10 @@
 """One tokenisation of a document that serves every quality rule and the shingles of deduplication.
 
-Words are runs of letters, digits and marks, with inner dots; every other visible sign is a token of its own, as in
-the tokenisers of published pipelines; Chinese and Japanese characters are one word each. No token spans a space, so
-each space-separated chunk is tokenised once, remembered in a vocabulary that pages share, and a text becomes one
-small integer array: lengths, hashes and kinds of its tokens are look-ups by number, and no string is touched twice.
-What a text's arrays say depends on the text alone, not on what the vocabulary has met before.
+Words are runs of letters, digits and marks, with inner dots; every other visible character is a token of its own (a
+"sign"), as in the tokenisers of published pipelines; Chinese and Japanese characters are one word each. No token spans
+a space, so each space-separated chunk is tokenised once and cached in a vocabulary that pages share, and a text becomes
+one small integer array: lengths, hashes and kinds of its tokens are look-ups by id, and no string is processed twice.
+The arrays of a text depend on the text alone, not on what the vocabulary has seen before.
 """
 
 import re
@@ -17,9 +17,9 @@ import xxhash
 
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 HAS_CJK = re.compile(f"[{CJK}]")
-# As spaCy has them: addresses, "U.S.", "J.", "@ann", "example.com", "1,000.50", "10:30", "1/2/2026", "GLP-1" are one,
-# "Ann's", "don't" and "1990-1995" are more. Decisions agree with datatrove's on 99 % of real English pages.
-# The fourth alternative only saves the fifth one's trouble: a word that no sign of the fifth follows.
+# As in spaCy: addresses, "U.S.", "J.", "@ann", "example.com", "1,000.50", "10:30", "1/2/2026", "GLP-1" are one token,
+# "Ann's", "don't" and "1990-1995" are several. Decisions agree with datatrove's on 99 % of real English pages.
+# The fourth alternative is a fast path of the fifth, for words that none of its signs follows.
 _TOKEN = (
     r"https?://\S+|@W+|[A-Z](?<!\w[A-Z])\.(?:[A-Z]\.)*"
     r"|W++(?![.,:/\-])|W+(?:\.W+|(?<=\d)[,:/]\d+|(?<=[^\W\d_])-\d\w*)*|['’]W+"
@@ -28,8 +28,8 @@ _TOKEN = (
 TOKEN = re.compile(_TOKEN.replace("W+", r"\w+"))
 TOKEN_CJK = re.compile(f"[{CJK}]|" + _TOKEN.replace("W+", rf"[^\W{CJK}]+"))
 PRIME = np.uint64(0x9E3779B97F4A7C15)  # odd, high entropy: the multiplier of the rolling n-gram hash
-LONGEST_CHUNK = 48  # characters; longer ones hardly come twice and are not remembered
-MOST_CHUNKS = 1 << 18  # then the vocabulary begins anew: some 60 MB
+LONGEST_CHUNK = 48  # characters; longer ones rarely recur and are not cached
+MOST_CHUNKS = 1 << 18  # some 60 MB; beyond, a new vocabulary replaces the old one
 _ARRAYS = {"length": np.int64, "is_word": bool, "has_letter": bool, "exact": np.uint64, "folded": np.uint64}
 
 
@@ -38,69 +38,70 @@ def tokenize(line: str) -> list[str]:
     return (TOKEN if line.isascii() or not HAS_CJK.search(line) else TOKEN_CJK).findall(line)
 
 
-class _Numbers(dict):
-    """token -> its number; a new token gets the next one. `order` lists the tokens by number."""
+class _Ids(dict[str, int]):
+    """token -> its id; a new token gets the next one. `order` lists the tokens by id."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.order: list[str] = []
 
     def __missing__(self, token: str) -> int:
-        number = self[token] = len(self.order)
+        new = self[token] = len(self.order)
         self.order.append(token)
-        return number
+        return new
 
 
-class _Chunks(dict):
-    """A text without spaces -> the numbers of its tokens; short ones are remembered."""
+class _Chunks(dict[str, tuple[int, ...]]):
+    """A text without spaces -> the ids of its tokens; short ones are cached."""
 
-    def __init__(self, numbers: _Numbers):
+    def __init__(self, ids: _Ids):
         super().__init__()
-        self.numbers = numbers
+        self.ids = ids
 
     def __missing__(self, chunk: str) -> tuple[int, ...]:
-        found = tuple(map(self.numbers.__getitem__, tokenize(chunk)))
+        found = tuple(map(self.ids.__getitem__, tokenize(chunk)))
         if len(chunk) <= LONGEST_CHUNK:
             self[chunk] = found
         return found
 
 
 class Vocabulary:
-    """Every token met so far by number, with what rules ask of it, in arrays indexed by that number."""
+    """Every token seen so far by id, with its properties in arrays indexed by that id."""
 
-    def __init__(self):
-        self.numbers = _Numbers()
-        self.chunks = _Chunks(self.numbers)
-        self.described = 0  # tokens that the arrays know
-        self.arrays = {name: np.zeros(1 << 12, dtype=kind) for name, kind in _ARRAYS.items()}
-        self.asked: dict[
-            re.Pattern, tuple[int, np.ndarray]
-        ] = {}  # pattern -> tokens known, what it is found in
+    def __init__(self) -> None:
+        self.ids = _Ids()
+        self.chunks = _Chunks(self.ids)
+        self.described = 0  # tokens that the arrays cover
+        self.arrays: dict[str, np.ndarray] = {
+            name: np.zeros(1 << 12, dtype=kind) for name, kind in _ARRAYS.items()
+        }
+        # pattern -> (tokens searched so far, which of them match)
+        self.searched: dict[re.Pattern[str], tuple[int, np.ndarray]] = {}
 
     def describe(self) -> None:
-        """Bring the arrays up to the tokens that came since the last call."""
-        known, total = self.described, len(self.numbers.order)
+        """Extend the arrays to the tokens that were added since the last call."""
+        known, total = self.described, len(self.ids.order)
         if known == total:
             return
-        new, self.described = self.numbers.order[known:], total
+        new, self.described = self.ids.order[known:], total
         while total > len(self.arrays["length"]):
             self.arrays = {n: np.concatenate((a, np.zeros_like(a))) for n, a in self.arrays.items()}
-        made = self.arrays
-        made["length"][known:total] = [len(token) for token in new]
-        made["is_word"][known:total] = [t.isalnum() or any(map(str.isalnum, t)) for t in new]
-        made["has_letter"][known:total] = [t.isalpha() or any(map(str.isalpha, t)) for t in new]
-        made["exact"][known:total] = [xxhash.xxh3_64_intdigest(token.encode()) for token in new]
-        made["folded"][known:total] = [xxhash.xxh3_64_intdigest(token.lower().encode()) for token in new]
+        arrays = self.arrays
+        arrays["length"][known:total] = [len(token) for token in new]
+        arrays["is_word"][known:total] = [t.isalnum() or any(map(str.isalnum, t)) for t in new]
+        arrays["has_letter"][known:total] = [t.isalpha() or any(map(str.isalpha, t)) for t in new]
+        arrays["exact"][known:total] = [xxhash.xxh3_64_intdigest(token.encode()) for token in new]
+        arrays["folded"][known:total] = [xxhash.xxh3_64_intdigest(token.lower().encode()) for token in new]
 
-    def matching(self, pattern: re.Pattern) -> np.ndarray:
-        """Which tokens a pattern is found in, asked once a token: (at least as many as there are tokens,) bool."""
-        known, found = self.asked.get(pattern, (0, np.zeros(0, dtype=bool)))
+    def matching(self, pattern: re.Pattern[str]) -> np.ndarray:
+        """Which tokens a pattern is found in, searched once a token: (at least the number of tokens,) bool."""
+        known, found = self.searched.get(pattern, (0, np.zeros(0, dtype=bool)))
         if known < self.described:
             if self.described > len(found):
                 found = np.concatenate((found, np.zeros(self.described, dtype=bool)))
-            new = self.numbers.order[known : self.described]
+            new = self.ids.order[known : self.described]
             found[known : self.described] = [pattern.search(token) is not None for token in new]
-            self.asked[pattern] = self.described, found
+            self.searched[pattern] = self.described, found
         return found
 
 
@@ -110,17 +111,19 @@ def _shared() -> Vocabulary:
 
 
 def vocabulary() -> Vocabulary:
-    """This process's vocabulary, begun anew when it has grown large. Texts keep the one that numbered them."""
-    if len(_shared().chunks) > MOST_CHUNKS or len(_shared().numbers) > MOST_CHUNKS:
+    """This process's vocabulary, replaced by a new one when it has grown large. Texts keep the one of their ids."""
+    if len(_shared().chunks) > MOST_CHUNKS or len(_shared().ids) > MOST_CHUNKS:
         _shared.cache_clear()
     return _shared()
 
 
 class Words:
-    """A text, its lines and the numbers of their tokens; derived arrays are made when first asked for.
+    """A text, its lines and the ids of their tokens; derived arrays are computed when first used.
 
-    `title` says that the first line is the page's title. `ids`: number of each token: (N,) int64.
+    `title`: the first line is the page's title. `known`: the vocabulary of the ids. `ids`: of each token, (N,) int64.
     """
+
+    _chunks: tuple[list[list[str]], list[tuple[int, ...]]]  # each line's chunks, and each chunk's ids
 
     def __init__(self, lines: list[str], title: bool, known: Vocabulary, ids: np.ndarray):
         self.lines = lines
@@ -135,7 +138,7 @@ class Words:
 
     @classmethod
     def of_lines(cls, lines: list[str], title: bool = False) -> "Words":
-        """Tokenise a text that is given as its lines."""
+        """Tokenise a text given as lines."""
         known = vocabulary()
         chunks = [line.split() for line in lines]
         found = list(map(known.chunks.__getitem__, chain.from_iterable(chunks)))
@@ -153,7 +156,7 @@ class Words:
         return np.diff(tokens[until])
 
     def only(self, kept: Sequence[bool]) -> "Words":
-        """The text without the lines that are not kept; one flag a line."""
+        """The text of the kept lines only; `kept` has one flag a line."""
         lines = [line for line, stays in zip(self.lines, kept, strict=True) if stays]
         flags = np.array(kept, dtype=bool)
         ids = self.ids[np.repeat(flags, self.per_line)]
@@ -169,8 +172,8 @@ class Words:
     @cached_property
     def tokens(self) -> list[str]:
         """All words and signs, in order."""
-        order = self.known.numbers.order
-        return [order[number] for number in self.ids.tolist()]
+        order = self.known.ids.order
+        return [order[token] for token in self.ids.tolist()]
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -179,12 +182,12 @@ class Words:
 
     @cached_property
     def ends(self) -> np.ndarray:
-        """Characters in the tokens before each token, and in all: (N + 1,) int64."""
+        """Characters in the tokens before each token, and in all of them: (N + 1,) int64."""
         return np.concatenate(([0], np.cumsum(self.lengths)))
 
     @cached_property
     def is_word(self) -> np.ndarray:
-        """Whether each token is a word and not a sign: (N,) bool."""
+        """Whether each token is a word rather than a sign: (N,) bool."""
         return self.known.arrays["is_word"][self.ids]
 
     @cached_property
@@ -192,33 +195,27 @@ class Words:
         """Whether each token has at least one letter: (N,) bool."""
         return self.known.arrays["has_letter"][self.ids]
 
-    def matches(self, pattern: re.Pattern) -> bool:
+    def matches(self, pattern: re.Pattern[str]) -> bool:
         """Whether a pattern is found in any token."""
         return bool(self.known.matching(pattern)[self.ids].any())
 
     @cached_property
     def n_words(self) -> int:
-        """Number of words, signs not counted."""
+        """Number of words, without signs."""
         return int(np.count_nonzero(self.is_word))
 
-    @cached_property
-    def distinct(self) -> set[str]:
-        """The set of tokens as written."""
-        order = self.known.numbers.order
-        return {order[number] for number in set(self.ids.tolist())}
-
     def count_of(self, tokens: frozenset[str], among: int | None = None) -> int:
-        """How many of some tokens occur, as written, among the first so many of the text (None: all)."""
-        number = self.known.numbers.get
+        """How many of `tokens` occur, as written, among the first `among` tokens of the text (None: all)."""
+        id_of = self.known.ids.get
         here = set(self.ids[:among].tolist())
-        return sum([number(token) in here for token in tokens])
+        return sum([id_of(token) in here for token in tokens])
 
     def ngram_hashes(self, n: int) -> np.ndarray:
-        """A 64-bit hash of each run of n tokens as written, signs included: (N - n + 1,) uint64."""
+        """A 64-bit hash of each n-gram of tokens as written, signs included: (N - n + 1,) uint64."""
         return rolling_hash(self._exact, n)
 
     def shingles(self, n: int) -> np.ndarray:
-        """Sorted distinct 64-bit hashes of runs of n lower-case words, signs left out: (S,) uint64.
+        """Sorted distinct 64-bit hashes of n-grams of lower-case words, without signs: (S,) uint64.
 
         A text of fewer than n words has one shingle: all of it.
         """
@@ -229,7 +226,7 @@ class Words:
 
     @cached_property
     def folded(self) -> np.ndarray:
-        """A 64-bit hash of each word in lower case, signs left out: (n_words,) uint64."""
+        """A 64-bit hash of each word in lower case, without signs: (n_words,) uint64."""
         return self.folded_tokens[self.is_word]
 
     @cached_property
@@ -241,9 +238,9 @@ class Words:
     def _exact(self) -> np.ndarray:
         return self.known.arrays["exact"][self.ids]
 
-    def settle(self) -> "Words":
-        """Keep the text, its number of words and what shingles are made of; give back the rest of the memory."""
-        kept = {"lines": self.lines, "title": self.title, "text": self.text}
+    def compact(self) -> "Words":
+        """Keep the text, its number of words and the hashes for shingles; free the rest of the memory."""
+        kept: dict[str, object] = {"lines": self.lines, "title": self.title, "text": self.text}
         kept |= {"n_words": self.n_words, "folded": self.folded}
         self.__dict__ = kept
         return self

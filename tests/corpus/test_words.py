@@ -52,15 +52,15 @@ def test_a_short_text_is_one_shingle_and_an_empty_one_none():
     assert len(Words.of("!?").shingles(5)) == 0
 
 
-def test_a_settled_text_still_has_its_words_and_shingles_and_little_else():
+def test_a_compacted_text_still_has_its_words_and_shingles_and_little_else():
     words, light = (Words.of("The cat sat on the mat, and slept.\nThen it woke.") for _ in range(2))
-    light.settle()
+    light.compact()
     assert light.text == words.text and light.n_words == words.n_words == 11
     assert light.shingles(5).tolist() == words.shingles(5).tolist()
     assert not hasattr(light, "known")
 
 
-def test_a_vocabulary_begun_anew_changes_nothing(monkeypatch):
+def test_a_new_vocabulary_changes_nothing(monkeypatch):
     text = " ".join(random.Random(2).choices([f"word{number}" for number in range(50)], k=300))
     before = Words.of(text)
     monkeypatch.setattr("corpus.words.MOST_CHUNKS", 10)
