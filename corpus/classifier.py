@@ -1,12 +1,12 @@
-"""A quality classifier: a linear model over hashed words and pairs of words, trained on examples of good text.
+"""A quality classifier: a linear model over hashed words and word pairs, trained on examples of good text.
 
-DCLM's way (Li et al. 2024, arXiv 2406.11794, section 4.4): a fastText classifier told positives from random crawl,
-and the best tenth was kept. Here it is the same linear bag of 1- and 2-grams without the embedding in between, which
-adds nothing for two classes. Words are runs of letters in lower case (a sign each in Chinese and Japanese), so that
-neither digits nor the placeholders of personal data say which side a text came from.
+After DCLM (Li et al. 2024, arXiv 2406.11794, section 4.4): a fastText classifier separated positives from random
+crawl, and the best tenth was kept. Here it is the same linear bag of 1- and 2-grams without the embedding in between,
+which adds nothing for two classes. Words are runs of letters in lower case (single characters in Chinese and
+Japanese), so that neither digits nor the placeholders of personal data show which class a text came from.
 
-A score depends on the text and the model's file alone. Which share is kept is settled over all of a crawl's
-documents once duplicates are gone, language by language. Training: corpus/train_classifier.py.
+A score depends on the text and the model's file alone. The cuts that keep a share of each language are computed over
+all documents of a crawl once duplicates are removed. Training: corpus/train_classifier.py.
 """
 
 import json
@@ -21,26 +21,29 @@ from pathlib import Path
 import numpy as np
 
 from core.errors import DataError
+from core.files import write_atomically
 from corpus.words import CJK, HAS_CJK
 
 BUCKETS = 1 << 18  # a power of two; 1 MiB of weights
-MAX_CHARACTERS = 10_000  # the rest of a longer text is not read: it costs time and hardly moves a mean
-SCALE = 32.0  # features are shares of a text's n-grams times this, so that regularisation is of a usual size
+MAX_CHARACTERS = 10_000  # the rest of a longer text is not read: it costs time and hardly changes the mean
+SCALE = (
+    32.0  # features are shares of a text's n-grams times this, so that usual regularisation strengths apply
+)
 MIX = np.uint64(0x9E3779B97F4A7C15)  # odd, high entropy: pairs of words hash apart from their parts
 PLACEHOLDER = re.compile(r"<(?:email|ip|phone|iban|card)>")
 WORD = re.compile(rf"[{CJK}]|[^\W\d_{CJK}]+")
-# The same for texts without CJK, four times as fast: bytes that are no letters become spaces, as do the dashes,
+# The same for texts without CJK, four times as fast: bytes that are not letters become spaces, and so do the dashes,
 # quotes and dots of U+0080..00BF and U+2000..207F.
 LETTERS = bytes(c if c > 127 or chr(c).isalpha() else 32 for c in range(256))
 WIDE_SIGN = re.compile(rb"\xc2[\x80-\xbf]|\xe2[\x80\x81][\x80-\xbf]")
 
 
 class ClassifierError(DataError):
-    """A model or its examples cannot be used; the message says why and what to do."""
+    """A model or its examples cannot be used: why, and what to do."""
 
 
 def features(text: str) -> np.ndarray:
-    """The buckets of a text's words and pairs of words, with repeats: (n,) int64 below BUCKETS."""
+    """The buckets of a text's words and word pairs, with repeats: (n,) int64 below BUCKETS."""
     if "<" in text:
         text = PLACEHOLDER.sub(" ", text)
     words = _words(text[:MAX_CHARACTERS].lower())
@@ -62,32 +65,30 @@ def _words(text: str) -> list[bytes]:
 
 @dataclass(frozen=True)
 class Classifier:
-    """`weights`: (BUCKETS,) float32; `languages`: those it was trained on, the only ones that it judges."""
+    """`weights`: (BUCKETS,) float32; `languages`: those it was trained on, the only ones that it scores."""
 
     weights: np.ndarray
     bias: float
     languages: tuple[str, ...]
 
     def score(self, text: str) -> float:
-        """How much a text is like the positives, 0..1, to six decimals."""
+        """How similar a text is to the positives, 0..1, to six decimals."""
         found = features(text)
         mean = float(self.weights[found].sum(dtype=np.float64)) / len(found) if len(found) else 0.0
         return round(1 / (1 + math.exp(-max(-60.0, min(60.0, self.bias + SCALE * mean)))), 6)
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file whose bytes depend on nothing but the model."""
+        """Write a safetensors file whose bytes depend on nothing but the model. Raises OSError."""
         from safetensors.numpy import save
 
-        # One entry only: safetensors writes several in an order that changes from run to run.
+        # One entry only: safetensors writes several in an order that differs from run to run.
         about = {"stemma_quality_classifier": json.dumps({"version": 1, "languages": self.languages})}
         tensors = {"weights": self.weights, "bias": np.array([self.bias], dtype=np.float64)}
-        partial = path.with_name(path.name + ".partial")
-        partial.write_bytes(save(tensors, metadata=about))
-        partial.replace(path)
+        write_atomically(path, save(tensors, metadata=about))
 
     @classmethod
     def load(cls, path: Path | str) -> "Classifier":
-        """Raises ClassifierError with a sentence where the file is missing or is no such model."""
+        """Read a model. Raises ClassifierError where the file is missing or is not such a model."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -108,12 +109,12 @@ class Classifier:
 
 @lru_cache(maxsize=2)
 def load_classifier(path: str) -> Classifier:
-    """The model of a path, read once a process."""
+    """The model of a path, read once a process. Raises ClassifierError."""
     return Classifier.load(path)
 
 
 def score_document(text: str, language: str, path: str) -> float | None:
-    """A document's score by the model at `path`; None without a model or in a language that it does not know."""
+    """A document's score by the model at `path`; None without a model or in a language that it was not trained on."""
     if not path:
         return None
     model = load_classifier(path)
@@ -127,13 +128,16 @@ class Cuts:
     by_language: dict[str, float]
 
     def below(self, score: float | None, language: str) -> float | None:
-        """The cut that a document does not reach, or None where it stays."""
+        """The cut that a document's score is below, or None where the document is kept."""
         cut = self.by_language.get(language)
         return cut if score is not None and cut is not None and score < cut else None
 
     @classmethod
     def over(cls, scores: Sequence[float], languages: Sequence[str], keep: float) -> "Cuts":
-        """The cuts that keep the best `keep` of each language's scores, ties at the cut with it; order is no matter."""
+        """The cuts that keep the best share `keep` of each language's scores, and all ties at the cut.
+
+        The result does not depend on the order of the scores.
+        """
         values, names = np.asarray(scores, dtype=np.float64), np.asarray(languages, dtype=object)
         cuts = {}
         for language in sorted(set(languages)):

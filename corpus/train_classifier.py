@@ -4,28 +4,35 @@
 
 Positives come as JSON lines (`text`), Parquet (`text`), plain text files (one document each) or folders of a cleaned
 corpus. Negatives are drawn by the hash of their record_id, as many of each language as there are positives, so that
-the model learns quality and not language. A tenth is held out for the strength of regularisation and another for the
-reported numbers. Logistic regression by scikit-learn (L-BFGS, one thread): the same inputs give the same file.
+the model learns quality and not language. A tenth is held out to choose the strength of regularisation and another for
+the reported numbers. Logistic regression by scikit-learn (L-BFGS, one thread; extra `classifier`): the same inputs
+give the same file.
 """
 
 import gzip
 import hashlib
+import importlib.util
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from core.errors import MissingError
+from core.files import write_atomically
 from corpus.classifier import BUCKETS, SCALE, Classifier, ClassifierError, features
 from corpus.language import identify
 from corpus.pii import replace_pii
 
-STRENGTHS = (0.1, 1.0, 10.0, 100.0)  # inverse regularisation, tried on the first held-out tenth
-LEAST = 20  # positives of a language; with fewer it is left out
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+STRENGTHS = (0.1, 1.0, 10.0, 100.0)  # inverse regularisation, compared on the first held-out tenth
+LEAST = 20  # positives of a language; one with fewer is not trained on
 
 
 @dataclass(frozen=True)
@@ -44,13 +51,15 @@ def train(
     negatives_each: float = 1.0,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Train, write `out` (safetensors) and `out`.json, and return what the latter says: counts and held-out numbers.
+    """Train, write `out` (safetensors) and `out`.json, and return the latter's content: counts and held-out numbers.
 
-    `positives`: files, folders or patterns. `negatives_each`: negatives for each positive. Raises ClassifierError.
+    `positives`: files, folders or patterns. `negatives_each`: negatives for each positive. Raises ClassifierError, and
+    MissingError where scikit-learn or scipy is not installed.
     """
+    _check_libraries()
     good = _unique([_prepared(text) for text in read_texts(positives)])
-    wanted = Counter(example.language for example in good)
-    wanted = {language: n for language, n in sorted(wanted.items()) if n >= LEAST and language != "und"}
+    counts = Counter(example.language for example in good)
+    wanted = {language: n for language, n in sorted(counts.items()) if n >= LEAST and language != "und"}
     if not wanted:
         raise ClassifierError(
             f"The positives hold {len(good)} texts and no language with {LEAST} of them. Give more examples."
@@ -72,13 +81,28 @@ def train(
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     model.save(out)
-    about = out.with_suffix(".json")
-    about.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    about = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(out.with_suffix(".json"), about)
     return report
 
 
+def _check_libraries() -> None:
+    """Raise MissingError where a library of the extra `classifier` is not installed."""
+    missing = [
+        name for name in ("sklearn", "scipy", "threadpoolctl") if importlib.util.find_spec(name) is None
+    ]
+    if missing:
+        raise MissingError(
+            f"Training a quality classifier needs scikit-learn, scipy and threadpoolctl; {', '.join(missing)} cannot "
+            "be imported. Install them: pip install 'stemma[classifier]'"
+        )
+
+
 def read_texts(sources: Sequence[str]) -> Iterator[str]:
-    """The texts of files, of folders of a cleaned corpus, or of patterns of them, in the order of their names."""
+    """The texts of files, of folders of a cleaned corpus, or of patterns of them, ordered by name.
+
+    Raises ClassifierError for a pattern without files and for a line that is not an example.
+    """
     for source in sources:
         paths = sorted(glob(str(source), recursive=True))
         if not paths:
@@ -111,13 +135,13 @@ def _texts_of(path: Path) -> Iterator[str]:
 
 
 def _prepared(text: str) -> Example:
-    """A positive as it would stand in a corpus: its personal data replaced."""
+    """A positive as a corpus would hold it: with its language, and its personal data replaced."""
     language, _ = identify(text)
     return Example(replace_pii(text, language=language), language, True)
 
 
 def _unique(examples: list[Example]) -> list[Example]:
-    """Each text once, blank ones left out."""
+    """Each text once, without blank ones."""
     return list({example.text: example for example in examples if example.text.strip()}.values())
 
 
@@ -126,9 +150,12 @@ def _rank(seed: int, name: str) -> bytes:
 
 
 def _negatives(
-    corpora: Sequence[Path], wanted: dict[str, int], each: float, not_these: set[str], seed: int
+    corpora: Sequence[Path], wanted: Mapping[str, int], each: float, excluded: set[str], seed: int
 ) -> list[Example]:
-    """Of each language the documents whose record_id hashes lowest: a random sample that no order changes."""
+    """Of each language the documents whose record_id hashes lowest: a random sample, whatever the order of files.
+
+    `wanted`: positives by language. `each`: negatives for each. `excluded`: texts of positives.
+    """
     from corpus.ledger import document_dataset
 
     dataset = document_dataset(list(corpora))
@@ -142,7 +169,7 @@ def _negatives(
         found += [
             (row["record_id"], Example(row["text"], row["language"], False))
             for row in batch.to_pylist()
-            if row["record_id"] in chosen and row["text"] not in not_these
+            if row["record_id"] in chosen and row["text"] not in excluded
         ]
     lacking = sorted(language for language in wanted if not any(e.language == language for _, e in found))
     if lacking:
@@ -154,11 +181,10 @@ def _negatives(
 
 
 def _split(examples: list[Example], seed: int) -> dict[str, list[Example]]:
-    """A tenth of each side and language to choose by, a tenth to report, the rest to train; by the text's hash."""
+    """Of each class and language, by hash: a tenth to choose the model by, a tenth to report on, the rest to train."""
     splits: dict[str, list[Example]] = {"train": [], "choose": [], "test": []}
-    sides = sorted({(example.good, example.language) for example in examples})
-    for side in sides:
-        ours = [e for e in examples if (e.good, e.language) == side]
+    for group in sorted({(example.good, example.language) for example in examples}):
+        ours = [e for e in examples if (e.good, e.language) == group]
         ours.sort(key=lambda e: _rank(seed, e.text))
         tenth = max(1, len(ours) // 10)
         splits["test"] += ours[:tenth]
@@ -168,24 +194,26 @@ def _split(examples: list[Example], seed: int) -> dict[str, list[Example]]:
 
 
 def _fit(splits: dict[str, list[Example]], languages: tuple[str, ...]) -> tuple[Classifier, float]:
-    """The model, of those of STRENGTHS, with the highest area under the curve on `choose`."""
+    """The model, and its strength of STRENGTHS, with the highest area under the curve on `choose`."""
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
 
-    rows, answers = _matrix(splits["train"]), np.array([e.good for e in splits["train"]])
-    best: tuple[float, Classifier, float] | None = None
+    rows, labels = _matrix(splits["train"]), np.array([e.good for e in splits["train"]])
+    best: tuple[Classifier, float] | None = None
+    best_auc = -1.0
     with threadpool_limits(1):
         for strength in STRENGTHS:
             # Balanced: the bias does not depend on how many negatives were drawn for each positive.
-            fit = LogisticRegression(C=strength, max_iter=300, class_weight="balanced").fit(rows, answers)
+            fit = LogisticRegression(C=strength, max_iter=300, class_weight="balanced").fit(rows, labels)
             model = Classifier(fit.coef_[0].astype(np.float32), float(fit.intercept_[0]), languages)
             auc = measure(model, splits["choose"])["auc"]
-            if best is None or auc > best[0]:
-                best = (auc, model, strength)
-    return best[1], best[2]
+            if best is None or auc > best_auc:
+                best, best_auc = (model, strength), auc
+    assert best is not None
+    return best
 
 
-def _matrix(examples: list[Example]):
+def _matrix(examples: list[Example]) -> "csr_matrix":
     """Shares of n-grams by bucket, times SCALE: sparse (len(examples), BUCKETS) float64."""
     from scipy.sparse import csr_matrix
 
@@ -198,7 +226,7 @@ def _matrix(examples: list[Example]):
 
 
 def measure(model: Classifier, examples: Sequence[Example]) -> dict[str, float | int]:
-    """Area under the ROC curve, accuracy at 0.5, and how many of either side."""
+    """Area under the ROC curve, accuracy at 0.5, and how many examples of either class."""
     from sklearn.metrics import roc_auc_score
 
     scores, good = np.array([model.score(e.text) for e in examples]), np.array([e.good for e in examples])

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from core.errors import MissingError
 from corpus.classifier import BUCKETS, SCALE, Classifier, ClassifierError, Cuts, features
 from corpus.clean import CleanConfig, clean_crawl
 from corpus.ledger import check_conservation, read_ledger
@@ -102,7 +103,7 @@ def test_a_crawl_keeps_the_share_asked_for_with_every_score_in_the_ledger(model,
     assert all(row["quality"] is None for row in plain)
 
 
-def test_another_model_in_the_same_place_makes_everything_anew(model, corpus, tmp_path):
+def test_another_model_in_the_same_place_changes_the_settings_and_the_result(model, corpus, tmp_path):
     folder, files = corpus
     path = tmp_path / "model.safetensors"
     path.write_bytes(model[0].read_bytes())
@@ -131,6 +132,12 @@ def test_what_is_no_model_and_no_example_is_said_plainly(tmp_path, corpus):
         train([str(tmp_path / "odd.jsonl")], [folder / "plain"], tmp_path / "m.safetensors")
     with pytest.raises(ClassifierError, match="no examples"):
         train([str(tmp_path / "*.parquet")], [folder / "plain"], tmp_path / "m.safetensors")
+
+
+def test_training_without_its_libraries_names_the_extra(monkeypatch, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingError, match=r"pip install 'stemma\[classifier\]'"):
+        train([], [], tmp_path / "m.safetensors")
 
 
 def test_hashing_is_that_of_every_machine():
