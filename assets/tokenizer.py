@@ -15,10 +15,15 @@ PROBE = "".join(map(chr, range(0x20, 0x2FF))) + "\n\t日本語 한국어 الع�
 )
 def tokenizer(run: StageRun) -> Evidence:
     """Byte-level BPE with GPT-4-style pre-tokenisation; `transformers.AutoTokenizer` loads the folder."""
-    from model.tokenizer import TokenizerConfig, load_tokenizer, read_texts, train_tokenizer
+    from core.settings import read_settings
+    from model.tokenizer import load_tokenizer
+    from model.vocabulary.config import TokenizerConfig
+    from model.vocabulary.train import read_texts, train_tokenizer
 
     corpora, training_set = run.inputs["cleaned_corpus"], run.inputs["training_set"]
-    train_tokenizer(read_texts(corpora, training_set), run.out, TokenizerConfig.from_params(run.params))
+    train_tokenizer(
+        read_texts(corpora, training_set), run.out, read_settings(TokenizerConfig, run.params, "tokenizer")
+    )
     trained = load_tokenizer(run.out)
 
     sample = [text for text, _ in zip(read_texts(corpora, training_set), range(500), strict=False)]

@@ -20,11 +20,14 @@ from pathlib import Path
 import torch
 
 from model.generation.generate import generate
-from model.gguf import unpack
-from model.hub import load_pretrained, reexport, save_pretrained
+from model.hub.convert import reexport
+from model.hub.gguf_import import unpack
+from model.hub.load import load_pretrained
+from model.hub.save import save_pretrained
 from model.network.config import Config, RopeScaling
 from model.network.transformer import Transformer
-from model.tokenizer import TokenizerConfig, train_tokenizer
+from model.vocabulary.config import TokenizerConfig
+from model.vocabulary.train import train_tokenizer
 
 TEXT = (
     "Don't we'Ve 12345 and 3.14  \n\n  x=foo(bar); नमस्ते Größe 🚀 \t end. The river runs through the city of"
@@ -112,7 +115,7 @@ def through_llama_cpp(llama_cpp: Path, place: Path) -> None:
         command = [
             sys.executable,
             "-m",
-            "model.gguf",
+            "model.hub.gguf_export",
             folder,
             file,
             "--llama-cpp",

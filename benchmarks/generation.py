@@ -31,10 +31,13 @@ import torch
 from model.chat import render
 from model.generation.generate import generate
 from model.generation.quantise import quantise
-from model.hub import load_pretrained, save_pretrained
+from model.hub.load import load_pretrained
+from model.hub.save import save_pretrained
 from model.network.config import Config
 from model.network.transformer import Transformer
-from model.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from model.tokenizer import Tokenizer
+from model.vocabulary.config import TokenizerConfig
+from model.vocabulary.train import train_tokenizer
 
 MODELS = {"demo": Config.from_depth(4, 1024), "30M": Config.from_depth(8, 16_384)}
 

@@ -33,7 +33,11 @@ import psutil
 import tiktoken
 
 from model.data.shards import SplitConfig, share_of, write_shards
-from model.tokenizer import SPECIAL_TOKENS, TokenizerConfig, load_tokenizer, split_pattern, train_tokenizer
+from model.tokenizer import load_tokenizer
+from model.vocabulary.byte_level import split_pattern
+from model.vocabulary.config import TokenizerConfig
+from model.vocabulary.special import SPECIAL_TOKENS
+from model.vocabulary.train import train_tokenizer
 
 HELD_OUT = 0.02  # of the files
 PEERS = ("gpt2", "cl100k_base", "o200k_base")

@@ -145,7 +145,7 @@ def ask(
 ) -> list[Probe]:
     """What the base model makes of each fact's beginning, and the verdict."""
     from model.generation.generate import generate
-    from model.hub import load_pretrained
+    from model.hub.load import load_pretrained
 
     model, tokenizer = load_pretrained(base)
     room = model.config.max_seq_len - config.probe_tokens - 1

@@ -164,7 +164,7 @@ def measure(
     done: Any,
 ) -> ModelNumbers:
     """All numbers of one model; `done()` is called after each of four tasks."""
-    from model.hub import load_pretrained
+    from model.hub.load import load_pretrained
 
     model, tokenizer = load_pretrained(folder)
     heldout.vocabulary = tokenizer

@@ -16,10 +16,17 @@ Notable:
   tool message that spells a special token gets ordinary tokens, so it cannot forge a turn.
 """
 
-import re
-from collections.abc import Iterator
+from __future__ import annotations
 
-from model.tokenizer import SPECIAL_TOKENS, Tokenizer
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from core.errors import DataError
+from model.vocabulary.special import SPECIAL_TOKENS
+
+if TYPE_CHECKING:
+    from model.tokenizer import Tokenizer
 
 # Contents are trimmed: a turn then starts with the same token in training as after a generation prompt.
 CHAT_TEMPLATE = """\
@@ -51,13 +58,14 @@ CHAT_TEMPLATE = """\
     {{- '<|im_start|>assistant\\n' }}
 {%- endif %}
 """
+Message = Mapping[str, Any]  # {"role": one of ROLES, "content": text}; an assistant's may have "tool_calls"
 ROLES = ("system", "user", "assistant", "tool")
 INLINE = ("tool_call", "tool_call_end", "tool_response", "tool_response_end", "think", "think_end")
 _TAGS = re.compile("(" + "|".join(re.escape(SPECIAL_TOKENS[name]) for name in INLINE) + ")")
 
 
 def render(
-    messages: list[dict], tokenizer: Tokenizer, add_generation_prompt: bool = False
+    messages: Sequence[Message], tokenizer: Tokenizer, add_generation_prompt: bool = False
 ) -> tuple[list[int], list[int]]:
     """Messages [{"role": …, "content": …}] -> (ids, mask), equally long; mask is 1 where the assistant writes.
 
@@ -112,17 +120,17 @@ def _wrapped(name: str, text: str, tokenizer: Tokenizer) -> list[int]:
     return [tokenizer.special_ids[opening], *tokenizer.encode(text), tokenizer.special_ids[closing]]
 
 
-def _expression(call: dict) -> str:
+def _expression(call: Mapping[str, Any]) -> str:
     arguments = call["function"]["arguments"]
     return arguments if isinstance(arguments, str) else arguments["expression"]
 
 
-def _role(messages: list[dict], n: int) -> str | None:
+def _role(messages: Sequence[Message], n: int) -> str | None:
     return messages[n]["role"] if 0 <= n < len(messages) else None
 
 
 def _check(role: str, before: str | None, n: int) -> None:
     if role not in ROLES:
-        raise ValueError(f"Message {n} has the role '{role}'. Known roles: {', '.join(ROLES)}.")
+        raise DataError(f"Message {n} has the role '{role}'. Known roles: {', '.join(ROLES)}.")
     if role == "tool" and before not in ("assistant", "tool"):
-        raise ValueError(f"Message {n} is a tool's, but no assistant before it called the tool.")
+        raise DataError(f"Message {n} is a tool's, but no assistant before it called the tool.")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from model.chat import render
 from model.generation.generate import generate
-from model.hub import load_pretrained
+from model.hub.load import load_pretrained
 from model.tools import calculator
 
 

@@ -289,7 +289,7 @@ def report_time(expected: Estimate, seconds: float, log: RunLog) -> None:
 
 def export(result: TrainResult, expected: Estimate, data: TokenData, vocabulary: Path, job: Job) -> None:
     """The finished folder: weights and tokenizer for `transformers`, shards, curve, summary."""
-    from model.hub import save_pretrained
+    from model.hub.save import save_pretrained
 
     module, world = result.engine.module, result.engine.world
     summary = summarise(result, expected, data)

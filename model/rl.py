@@ -44,7 +44,8 @@ from model.environments import CHAIN_SUM, Environment, Problem
 from model.generation import generate
 from model.generation.generate import Completion
 from model.hashes import folder_hash, program_hash
-from model.hub import load_pretrained, save_pretrained
+from model.hub.load import load_pretrained
+from model.hub.save import save_pretrained
 from model.network.config import IGNORE
 from model.run_log import ConfigError, Job, run_main, settings, write_json
 from model.tokenizer import Tokenizer

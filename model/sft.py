@@ -30,7 +30,8 @@ from torch import nn
 from model.chat import render
 from model.data.prefetch import Prefetch
 from model.hashes import file_hash, folder_hash, program_hash
-from model.hub import load_pretrained, save_pretrained
+from model.hub.load import load_pretrained
+from model.hub.save import save_pretrained
 from model.network.config import IGNORE
 from model.run_log import ConfigError, Job, Refusal, run_main, settings, write_json
 from model.tokenizer import Tokenizer

@@ -106,7 +106,7 @@ def test_transformers_loads_every_model_with_the_same_logits(grown):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from model.hub import load_pretrained
+    from model.hub.load import load_pretrained
 
     for name in ("base_model", "sft_model", "rl_model"):
         folder = grown.root / "data" / name

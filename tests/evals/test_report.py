@@ -63,7 +63,8 @@ def write_corpus(folder: Path) -> None:
 
 
 def write_tokenizer(root: Path) -> None:
-    from model.tokenizer import TokenizerConfig, read_texts, train_tokenizer
+    from model.vocabulary.config import TokenizerConfig
+    from model.vocabulary.train import read_texts, train_tokenizer
 
     train_tokenizer(
         read_texts([root / "corpus" / "toy"]), root / "tokenizer", TokenizerConfig(vocab_size=400)

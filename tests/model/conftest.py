@@ -8,7 +8,8 @@ def tokenizer_folder(tmp_path_factory):
     """A tokenizer learned from the texts of Python's own help, which is on every machine."""
     from pydoc_data.topics import topics
 
-    from model.tokenizer import TokenizerConfig, train_tokenizer
+    from model.vocabulary.config import TokenizerConfig
+    from model.vocabulary.train import train_tokenizer
 
     folder = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
     train_tokenizer(list(topics.values()), folder, TokenizerConfig(vocab_size=512))

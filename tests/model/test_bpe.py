@@ -7,8 +7,11 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from model import bpe
-from model.tokenizer import SPECIAL_TOKENS, TokenizerConfig, split_pattern, train_tokenizer
+from model.vocabulary import bpe
+from model.vocabulary.byte_level import split_pattern
+from model.vocabulary.config import TokenizerConfig
+from model.vocabulary.special import SPECIAL_TOKENS
+from model.vocabulary.train import train_tokenizer
 
 
 def library_tokenizer(texts: list[str], config: TokenizerConfig) -> str:

@@ -8,10 +8,11 @@ import sys
 
 import pytest
 
-from model.gguf import check_rope, pre_tokenizer_name
-from model.hub import save_pretrained
+from model.hub.gguf_export import check_rope, pre_tokenizer_name
+from model.hub.save import save_pretrained
 from model.network.config import Config, RopeScaling
-from model.tokenizer import TokenizerConfig, train_tokenizer
+from model.vocabulary.config import TokenizerConfig
+from model.vocabulary.train import train_tokenizer
 
 # What the launcher relies on of llama.cpp: the place of two files and the name of one method.
 CONVERTER = """
@@ -39,7 +40,15 @@ def llama_cpp(tmp_path):
 def test_the_converter_is_told_how_our_text_is_split(random_model, tokenizer_folder, llama_cpp, tmp_path):
     save_pretrained(random_model(), tokenizer_folder, tmp_path / "model", "")
     out = tmp_path / "out.gguf"
-    command = [sys.executable, "-m", "model.gguf", tmp_path / "model", out, "--llama-cpp", llama_cpp]
+    command = [
+        sys.executable,
+        "-m",
+        "model.hub.gguf_export",
+        tmp_path / "model",
+        out,
+        "--llama-cpp",
+        llama_cpp,
+    ]
     subprocess.run(command, check=True)
     given, name = json.loads(out.read_text())
     assert given == [str(tmp_path / "model"), "--outfile", str(out), "--outtype", "bf16"]

@@ -9,7 +9,9 @@ import torch
 
 from model.chat import render
 from model.generation.generate import generate
-from model.hub import load_pretrained, main, save_pretrained
+from model.hub.convert import main
+from model.hub.load import load_pretrained
+from model.hub.save import save_pretrained
 from model.network.config import RopeScaling
 
 SHAPES = [(qk, tied) for qk in (True, False) for tied in (True, False)]
@@ -122,7 +124,7 @@ def test_weights_in_several_files_are_the_same_weights(random_model, tokenizer_f
 MEASURE_LOADING = """
 import re, sys, torch
 from pathlib import Path
-from model.hub import load_pretrained
+from model.hub.load import load_pretrained
 def peak():  # bytes
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 load_pretrained(sys.argv[1])  # a small one: everything is imported now

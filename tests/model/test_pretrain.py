@@ -21,8 +21,9 @@ from model.network.config import Config
 from model.network.transformer import Transformer
 from model.pretrain import PretrainConfig, _batch, bits_per_byte, document_loss, pretrain
 from model.run_log import ConfigError, read_job
-from model.tokenizer import TokenizerConfig, train_tokenizer
 from model.training.world import World
+from model.vocabulary.config import TokenizerConfig
+from model.vocabulary.train import train_tokenizer
 
 PARAMS = {"depth": 1, "seq_len": 32, "max_seq_len": 64, "batch_tokens": 128, "steps": 30, "eval_every": 10}
 PARAMS |= {"checkpoint_every": 5, "engine": "torch", "threads": 1, "log_every": 1}
@@ -76,7 +77,7 @@ def test_killed_pretraining_ends_with_the_same_bytes(root, tmp_path, inputs):
 def test_the_model_folder_is_complete_and_transformers_agrees_with_it(tmp_path, inputs):
     from transformers import AutoModelForCausalLM
 
-    from model.hub import load_pretrained
+    from model.hub.load import load_pretrained
 
     summary = run_here(tmp_path, inputs)
     out = tmp_path / "out"

@@ -6,7 +6,7 @@ import torch
 from model.generation import quantise as int8
 from model.generation.generate import generate
 from model.generation.quantise import Int8Linear, quantise, two_digit_product, widened_product
-from model.hub import save_pretrained
+from model.hub.save import save_pretrained
 
 
 def test_weights_are_rounded_to_half_a_step_of_their_channel():

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from model.generation.generate import generate
-from model.gguf import unpack
-from model.hub import load_pretrained, reexport
+from model.hub.convert import reexport
+from model.hub.gguf_import import unpack
+from model.hub.load import load_pretrained
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,12 @@ import pytest
 import regex
 import tokenizers
 
-from model.tokenizer import SPECIAL_TOKENS, TokenizerConfig, load_tokenizer, split_pattern, train_tokenizer
+from core.settings import read_settings
+from model.tokenizer import load_tokenizer
+from model.vocabulary.byte_level import split_pattern
+from model.vocabulary.config import TokenizerConfig
+from model.vocabulary.special import SPECIAL_TOKENS
+from model.vocabulary.train import train_tokenizer
 
 WORDS = [f"{a}{b} {n}.\n" for a in ("alpha", "beta", "gamma") for b in ("ly", "ness", "s") for n in range(60)]
 
@@ -173,7 +178,7 @@ def test_the_same_corpus_gives_the_same_bytes_in_any_order_and_process(tmp_path)
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     subprocess.run(
-        [sys.executable, "-m", "model.tokenizer", "--config", tmp_path / "config.json"], check=True
+        [sys.executable, "-m", "model.vocabulary.train", "--config", tmp_path / "config.json"], check=True
     )
     assert json.loads((tmp_path / "result.json").read_text()) == {"vocab_size": 285}
     files = [{f.name: f.read_bytes() for f in (tmp_path / name).iterdir()} for name in "abc"]
@@ -198,8 +203,8 @@ def test_a_setting_that_cannot_be_is_refused_with_a_sentence(tmp_path):
         TokenizerConfig(vocab_size=265)
     with pytest.raises(ValueError, match="max_digits=0"):
         TokenizerConfig(max_digits=0)
-    with pytest.raises(ValueError, match=r"tokenizer\.vocab in params\.yaml is no setting"):
-        TokenizerConfig.from_params({"vocab": 1000})
+    with pytest.raises(ValueError, match="tokenizer: there is no setting called vocab"):
+        read_settings(TokenizerConfig, {"vocab": 1000}, "tokenizer")
     with pytest.raises(ValueError, match="no text to learn"):
         train_tokenizer([""], tmp_path / "t", TokenizerConfig())
     assert not (tmp_path / "t").exists()

@@ -6,6 +6,7 @@ What our transformer does not compute is refused by name; nothing is dropped in 
 import math
 from pathlib import Path
 
+from core.errors import DataError
 from model.network.config import ROPE_KINDS, Config, RopeScaling
 
 ARCHITECTURES = {"qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
@@ -49,7 +50,7 @@ def from_config_json(theirs: dict, where: Path) -> Config:
     """The content of config.json -> Config; `where` is for the sentence that refuses it."""
     kind = theirs.get("model_type")
     if kind not in ARCHITECTURES:
-        raise ValueError(
+        raise DataError(
             f"{where} asks for the architecture '{kind}', which Stemma's transformer is not. It loads Qwen3 and Llama."
         )
     rope = theirs.get("rope_scaling") or theirs.get("rope_parameters") or {}  # transformers 5's order, too
@@ -64,7 +65,7 @@ def from_config_json(theirs: dict, where: Path) -> Config:
         "sliding windows": windows,
     }
     if reasons := [what for what, present in refused.items() if present]:
-        raise ValueError(
+        raise DataError(
             f"{where} asks for {' and '.join(reasons)}, which Stemma's transformer does not have. "
             "Choose a model without, or convert it with the library that made it."
         )
@@ -107,7 +108,7 @@ def _rope_parameters(s: RopeScaling | None) -> dict:
 def _rope_scaling(kind: str, rope: dict, theirs: dict, where: Path) -> RopeScaling:
     needed = {"llama3": ("factor", "low_freq_factor", "high_freq_factor")}.get(kind, ("factor",))
     if missing := [name for name in needed if rope.get(name) is None]:
-        raise ValueError(
+        raise DataError(
             f"{where}: rotary positions of the kind '{kind}' lack {missing[0]}. Take it from the model's makers."
         )
     names = ("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor")

@@ -22,10 +22,11 @@ from multiprocessing import get_context
 
 import numpy as np
 import regex
-from tqdm import tqdm
+
+from core.progress import progress_bar
+from model.vocabulary.byte_level import BYTES
 
 SEPARATOR = 0  # the id between pieces, at the beginning and at the end; bytes have the ids 1 to 256
-BYTES = 256
 Pair = tuple[int, int]  # ids
 FLOOR_STEP = 4  # the floor falls to a quarter: some ten counts of the array for 100,000 merges
 SIEVE_BITS = 22  # at most 2**22 counters in the sieve that keeps rare pairs out of the sort
@@ -35,7 +36,7 @@ BATCH = 2**22  # characters that a worker counts at a time: a second of work
 
 def count_pieces(texts: Iterable[str], pattern: str) -> Counter[str]:
     """How often each piece that `pattern` splits off occurs in the texts, whatever their order."""
-    batches = _batches(tqdm(texts, desc="counting", unit=" texts", mininterval=10, disable=None))
+    batches = _batches(progress_bar(None, "counting", " texts", iterable=texts, disable=None))
     total: Counter[str] = Counter()
     if (first := next(batches, None)) is None:
         return total
@@ -64,7 +65,7 @@ def learn_merges(
     text = _Pieces(pieces, alphabet, merges)
     learned: list[tuple[bytes, bytes]] = []
     floor = text.most_frequent() + 1
-    with tqdm(total=merges, desc="merging", unit=" tokens", mininterval=10, disable=None) as bar:
+    with progress_bar(merges, "merging", " tokens", disable=None) as bar:
         while floor > min_frequency and len(learned) < merges:
             floor = max(min_frequency, floor // FLOOR_STEP)
             heap = [(-count, pair) for pair, count in text.count_pairs(floor).items()]
