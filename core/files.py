@@ -9,7 +9,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,25 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON by rename, its folder made if missing; keys sorted, so that equal values give equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object a line, by rename. Raises OSError."""
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON lines file without a last line that a killed process has not finished; none without a file.
+
+    Raises ValueError for a finished line that is no JSON.
+    """
+    rows: list[dict[str, Any]] = []
+    if path.is_file():
+        for line in path.read_bytes().splitlines(keepends=True):
+            if not line.endswith(b"\n"):
+                break
+            rows.append(json.loads(line))
+    return rows
 
 
 @contextlib.contextmanager

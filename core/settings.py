@@ -7,6 +7,7 @@ of params.yaml (`stemma schema`), with the comment beside a field as its descrip
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
@@ -36,7 +37,7 @@ def read_settings(cls: type[T], section: Mapping[str, Any] | None, where: str) -
     try:
         return _adapter(cls).validate_python(section)
     except ValidationError as error:
-        raise _as_config_error(error, where) from error
+        raise _as_config_error(error, section, where) from error
 
 
 def names_of(cls: type) -> list[str]:
@@ -62,13 +63,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 @cache
-def _adapter(cls: type[T]) -> TypeAdapter[T]:
+def _adapter(cls: type) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter
 
     return TypeAdapter(cls)
 
 
-def _as_config_error(error: ValidationError, where: str) -> StemmaError:
+def _as_config_error(error: ValidationError, section: Mapping[str, Any], where: str) -> StemmaError:
     """The first thing that pydantic found, as a sentence; what the class itself refused, in its own words."""
     first = error.errors()[0]
     cause = (first.get("ctx") or {}).get("error")
@@ -76,5 +77,16 @@ def _as_config_error(error: ValidationError, where: str) -> StemmaError:
         return cause
     if cause is not None:
         return ConfigError(f"{where}: {cause}")
-    place = ".".join([where, *map(str, first["loc"])])
-    return ConfigError(f"{place}: {first['msg'].lower()}, not {first['input']!r}.")
+    name = _path_of(first["loc"], section)
+    return ConfigError(f"{where}: {name} is {first['input']!r}; {first['msg'].lower()}.")
+
+
+def _path_of(location: tuple[int | str, ...], section: Mapping[str, Any]) -> str:
+    """Where a value stands in its section, without the types of a union that pydantic puts between."""
+    path: list[str] = []
+    here: Any = section
+    for part in location:
+        with contextlib.suppress(KeyError, IndexError, TypeError):
+            here = here[part]
+            path.append(str(part))
+    return ".".join(path or map(str, location))
