@@ -75,7 +75,7 @@ def materialize(
 
     Runs through Dagster, so the UI shows it; DVC records the versions in dvc.lock.
     """
-    from corpus.crawl import parse_crawl
+    from corpus.crawl_spec import parse_crawl
     from jobs.run import materialize as run
     from resources.workspace import Workspace
 
@@ -198,9 +198,9 @@ def clean(
 ) -> None:
     """Clean crawl files into text, by themselves: no Dagster, no DVC, just files in and files out."""
     from corpus.clean import CleanConfig, clean_crawl
-    from corpus.crawl import find_files
     from corpus.report.html_page import write_report
     from corpus.report.summary import print_funnel
+    from corpus.sources.warc_files import find_files
 
     with _plain_errors():
         if out_dir.exists() and any(out_dir.iterdir()):

@@ -24,8 +24,8 @@ def cleaned_corpus(run: StageRun) -> Evidence:
     Beside the version, not in it: `reports/cleaned_corpus/CRAWL.html` shows twenty dropped pages of every rule.
     """
     from corpus.clean import CleanConfig, clean_crawl
-    from corpus.crawl import read_manifest
     from corpus.ledger import check_conservation, document_dataset
+    from corpus.manifest import read_manifest
     from corpus.pii import find_pii
     from corpus.report.plots import plot_contents, plot_funnel
     from corpus.report.summary import markdown

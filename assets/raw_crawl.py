@@ -17,10 +17,11 @@ def raw_crawl(run: StageRun) -> Evidence:
     Files that lie elsewhere are not copied: the manifest names each with its size, SHA-256 and number of records.
     What was asked for and could not be had stands in `fetch-log.jsonl` with the reason.
     """
-    from corpus.crawl import build_crawl, not_fetched, read_manifest
+    from corpus.crawl import build_crawl, not_fetched
+    from corpus.manifest import read_manifest
 
-    before = run.root / "data" / "raw_crawl" / run.partition
-    build_crawl(run.partition, run.params, run.out, run.root, work=run.work / "fetch", before=before)
+    previous = run.root / "data" / "raw_crawl" / run.partition
+    build_crawl(run.partition, run.params, run.out, run.root, work=run.work / "fetch", previous=previous)
     files, missing = read_manifest(run.out), not_fetched(run.out)
     records = sum(f.records for f in files)
     return Evidence(

@@ -115,7 +115,7 @@ def sources_of(root: Path, crawl: str) -> dict[str, str]:
 
     Raises FileNotFoundError, a sentence, where the crawl is not there.
     """
-    from corpus.crawl import read_manifest
+    from corpus.manifest import read_manifest
 
     folder = root / "data" / "raw_crawl" / crawl
     return {file.name: file.path(root, folder) for file in read_manifest(folder)}

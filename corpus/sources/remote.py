@@ -1,7 +1,11 @@
 """Ask for a range of bytes of a file behind a URL: over HTTP(S), or from an object store through fsspec.
 
-Notable: a reply says where in the file its body begins, how long the file is and by which mark (ETag, else
-Last-Modified) its server tells this version of it from others; bodies are never unpacked on the way.
+Notable: a response says where in the file its body begins, how long the file is and by which validator (ETag, else
+Last-Modified) its server tells this version of it from others; bodies are never decompressed on the way.
+
+    PermanentFetchError    (for the user) a file that could not be fetched; the crawl fails or lists it
+    HttpStatusError        the server answered with an error status: final, or a reason to slow down
+    TransientFetchError    the connection failed, stalled or ended early: worth another try
 """
 
 import email.utils
@@ -11,33 +15,35 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from core.errors import RunError
+
 USER_AGENT = "Stemma/0.1 (builds text corpora for language models)"
 CHUNK = 1 << 16  # bytes
 STORE_CHUNK = 8 << 20  # bytes of one range request to an object store
 
 
-class CannotFetch(RuntimeError):
-    """A file that could not be had after all tries; `reason` is one word, the message a sentence."""
+class PermanentFetchError(RunError):
+    """A file that could not be fetched after all tries; `reason` is short, as the fetch log has it."""
 
     def __init__(self, url: str, reason: str, why: str):
         super().__init__(f"{url}: {why}")
         self.url, self.reason = url, reason
 
 
-class Refused(Exception):
-    """The server answered, with a status; `wait` is its Retry-After, in seconds."""
+class HttpStatusError(Exception):
+    """The server answered with another status than 200 or 206; `retry_after` in seconds, if it said so."""
 
-    def __init__(self, status: int, wait: float | None):
+    def __init__(self, status: int, retry_after: float | None):
         super().__init__(f"status {status}")
-        self.status, self.wait = status, wait
+        self.status, self.retry_after = status, retry_after
 
 
-class Broke(Exception):
+class TransientFetchError(Exception):
     """The connection failed, stalled or ended early. The message says how."""
 
 
 @dataclass(frozen=True, slots=True)
-class Manners:
+class RequestPolicy:
     """How to ask. `tries`: failures in a row without a new byte before a file is given up; times in seconds."""
 
     user_agent: str = USER_AGENT
@@ -49,8 +55,8 @@ class Manners:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """A body that begins at byte `start` of a file of `total` bytes (None: not said)."""
+class RangeResponse:
+    """A body that begins at byte `start` of a file of `total` bytes (None: not stated)."""
 
     start: int
     total: int | None
@@ -58,22 +64,29 @@ class Reply:
     chunks: Iterator[bytes]
 
 
-def opener(manners: Manners) -> Callable[..., Reply]:
-    """open_range(url, start, until, validator) for one thread."""
+# open_range(url, start, until, validator): bytes `start` to `until` (None: to the end) of the version of the file that
+# has this validator; of another version, from its first byte.
+OpenRange = Callable[[str, int, int | None, str], RangeResponse]
+
+
+def range_opener(policy: RequestPolicy) -> OpenRange:
+    """A function that requests ranges, for one thread; it raises the errors of this module."""
     import requests
 
     session = requests.Session()  # honours HTTP_PROXY, HTTPS_PROXY and NO_PROXY, and follows redirects
-    session.headers["User-Agent"] = manners.user_agent
+    session.headers["User-Agent"] = policy.user_agent
 
-    def open_range(url: str, start: int, until: int | None, validator: str) -> Reply:
+    def open_range(url: str, start: int, until: int | None, validator: str) -> RangeResponse:
         if url.startswith(("http://", "https://")):
-            return ask_http(session, manners.stall_seconds, url, start, until, validator)
-        return ask_store(url, start, until, validator)
+            return _request_http(session, policy.stall_seconds, url, start, until, validator)
+        return _request_store(url, start, until, validator)
 
     return open_range
 
 
-def ask_http(session: Any, patience: float, url: str, start: int, until: int | None, validator: str) -> Reply:
+def _request_http(
+    session: Any, timeout: float, url: str, start: int, until: int | None, validator: str
+) -> RangeResponse:
     import requests
 
     headers = {"Accept-Encoding": "identity"}
@@ -81,31 +94,31 @@ def ask_http(session: Any, patience: float, url: str, start: int, until: int | N
         headers["Range"] = f"bytes={start}-{'' if until is None else until - 1}"
         headers |= {"If-Range": validator} if start else {}
     try:
-        response = session.get(url, headers=headers, stream=True, timeout=patience)
+        response = session.get(url, headers=headers, stream=True, timeout=timeout)
     except requests.RequestException as error:
-        raise Broke(f"cannot be asked for ({type(error).__name__}: {error})") from None
+        raise TransientFetchError(f"the request failed ({type(error).__name__}: {error})") from None
     fields = response.headers
     etag = fields.get("ETag", "")
     found = etag if etag and not etag.startswith("W/") else fields.get("Last-Modified", "")
     if response.status_code == 200:
         length = fields.get("Content-Length", "")
-        return Reply(0, int(length) if length.isdigit() else None, found, _http_chunks(response))
+        return RangeResponse(0, int(length) if length.isdigit() else None, found, _http_chunks(response))
     if response.status_code == 206:
         first, total = _content_range(fields.get("Content-Range", ""))
         if first in (0, start):
-            return Reply(first, total, found, _http_chunks(response))
+            return RangeResponse(first, total, found, _http_chunks(response))
         response.close()
-        raise Broke("the server sent another range than the one asked for")
+        raise TransientFetchError("the server sent another range than the one asked for")
     response.close()
     if response.status_code == 416 and start:  # the file has become shorter
-        return Reply(start, None, "changed", iter(()))
-    raise Refused(response.status_code, retry_after(fields.get("Retry-After", "")))
+        return RangeResponse(start, None, "changed", iter(()))
+    raise HttpStatusError(response.status_code, retry_after(fields.get("Retry-After", "")))
 
 
 def _content_range(value: str) -> tuple[int, int | None]:
     """`bytes 5-9/100` -> (5, 100); (-1, None) where it cannot be read."""
-    place, _, total = value.removeprefix("bytes").strip().partition("/")
-    first = place.partition("-")[0]
+    span, _, total = value.removeprefix("bytes").strip().partition("/")
+    first = span.partition("-")[0]
     return (int(first) if first.isdigit() else -1), (int(total) if total.isdigit() else None)
 
 
@@ -118,7 +131,7 @@ def retry_after(value: str) -> float | None:
 
 
 def _http_chunks(response: Any) -> Iterator[bytes]:
-    """The body as it comes in, not unpacked. Raises Broke."""
+    """The body as it comes in, not decompressed. Raises TransientFetchError."""
     import requests
     import urllib3
 
@@ -127,32 +140,32 @@ def _http_chunks(response: Any) -> Iterator[bytes]:
             while chunk := response.raw.read1(CHUNK, decode_content=False):
                 yield chunk
         except (urllib3.exceptions.HTTPError, requests.RequestException, OSError) as error:
-            raise Broke(f"the connection failed ({type(error).__name__}: {error})") from None
+            raise TransientFetchError(f"the connection failed ({type(error).__name__}: {error})") from None
 
 
-def ask_store(url: str, start: int, until: int | None, validator: str) -> Reply:
+def _request_store(url: str, start: int, until: int | None, validator: str) -> RangeResponse:
     """The same from an object store (S3 needs the extra `s3`) or any other file system that fsspec knows."""
     import fsspec
 
     try:
         system, path = fsspec.core.url_to_fs(url)
-        about = system.info(path)
+        info = system.info(path)
     except FileNotFoundError:
-        raise Refused(404, None) from None
+        raise HttpStatusError(404, None) from None
     except ImportError as error:
         why = f"{error} For s3:// install the extra: pip install -e '.[s3]'"
-        raise CannotFetch(url, "no client", why) from None
+        raise PermanentFetchError(url, "no client", why) from None
     except OSError as error:
         if not isinstance(error, PermissionError):
-            _store_failed(error)
+            _raise_store_error(error)
         raise _no_access(url, error) from None
-    except Exception as error:  # each store has its own words for "you may not"; they are told
+    except Exception as error:  # each store refuses access with an exception of its own; the message holds it
         raise _no_access(url, error) from None
-    marks = (about.get(name) for name in ("ETag", "etag", "LastModified", "mtime", "created"))
-    found, total = str(next((mark for mark in marks if mark), "")), about["size"]
+    validators = (info.get(name) for name in ("ETag", "etag", "LastModified", "mtime", "created"))
+    found, total = str(next((value for value in validators if value), "")), info["size"]
     start = start if found == validator else 0
     end = total if until is None else min(until, total)
-    return Reply(start, total, found, _store_chunks(system, path, start, end))
+    return RangeResponse(start, total, found, _store_chunks(system, path, start, end))
 
 
 def _store_chunks(system: Any, path: str, start: int, end: int) -> Iterator[bytes]:
@@ -160,18 +173,16 @@ def _store_chunks(system: Any, path: str, start: int, end: int) -> Iterator[byte
         try:
             yield system.cat_file(path, start=at, end=min(at + STORE_CHUNK, end))
         except OSError as error:
-            _store_failed(error)
+            _raise_store_error(error)
 
 
-def _store_failed(error: OSError) -> NoReturn:
-    """What may go better next time; EBUSY is how s3fs says SlowDown (503)."""
+def _raise_store_error(error: OSError) -> NoReturn:
+    """What may succeed on another try; EBUSY is how s3fs reports SlowDown (503)."""
     if error.errno == errno.EBUSY:
-        raise Refused(503, None) from None
-    raise Broke(f"the connection failed ({type(error).__name__}: {error})") from None
+        raise HttpStatusError(503, None) from None
+    raise TransientFetchError(f"the connection failed ({type(error).__name__}: {error})") from None
 
 
-def _no_access(url: str, error: Exception) -> CannotFetch:
-    why = (
-        f"the store does not give it ({type(error).__name__}: {error}); s3://commoncrawl wants an AWS account"
-    )
-    return CannotFetch(url, "no access", why)
+def _no_access(url: str, error: Exception) -> PermanentFetchError:
+    why = f"the store denies access ({type(error).__name__}: {error}); s3://commoncrawl wants an AWS account"
+    return PermanentFetchError(url, "no access", why)

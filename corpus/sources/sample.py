@@ -4,23 +4,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from corpus.sample_web.build import build_sample
-from corpus.sources.source import Brought, Place, at_least, local_files
+from corpus.sample_web.plan import MIN_PAGES
+from corpus.sources.source import BuildContext, FetchedFiles, local_files, require_at_least
 
 
 @dataclass(frozen=True)
 class Sample:
-    """pages: records in all. seed: the same seed gives the same web. files: WARC files that they are spread over."""
+    """The demo's small web of real text with planted errors."""
 
-    pages: int = 3000
-    seed: int = 0
-    files: int = 4
+    pages: int = 3000  # records in all
+    seed: int = 0  # the same seed gives the same web
+    files: int = 4  # WARC files that the records are spread over
 
     def __post_init__(self) -> None:
-        at_least(self, files=1)
+        require_at_least(self, pages=MIN_PAGES, files=1)
 
     def check(self, name: str, root: Path) -> None:
         """Nothing on this machine to look for."""
 
-    def build(self, place: Place) -> Brought:
-        words = build_sample(place.out, self.pages, self.seed, files=self.files)
-        return Brought(words, local_files(place.out))
+    def build(self, context: BuildContext) -> FetchedFiles:
+        """Write the WARC files and the truth about them. Raises DataError where there is too little text."""
+        description = build_sample(context.out, self.pages, self.seed, files=self.files)
+        return FetchedFiles(description, local_files(context.out))

@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 from misbehaving_server import Fault, Server, in_seconds, serving
 
-from corpus.crawl import build_crawl, not_fetched, parse_crawl, read_manifest, verify
-from corpus.sources.download import Wanted, fetch_all
-from corpus.sources.remote import CannotFetch, Manners
-from corpus.sources.source import read_rows
+from core.files import read_json_lines
+from corpus.crawl import build_crawl, not_fetched, verify
+from corpus.crawl_spec import parse_crawl
+from corpus.manifest import read_manifest
+from corpus.sources.download import Download, fetch_all
+from corpus.sources.remote import PermanentFetchError, RequestPolicy
 from corpus.warc import Record, read_records
 from corpus.warc_writer import WarcWriter
 
@@ -135,7 +137,7 @@ def test_retry_after_holds_for_all_connections(form, server, archives, tmp_path)
 
 def test_a_server_that_wants_to_be_left_alone_for_hours_is(server, tmp_path):
     server.faults[path_of(0)] = [Fault(status=429, headers={"Retry-After": "86400"})]
-    with pytest.raises(CannotFetch, match="left alone for 86,400 s"):
+    with pytest.raises(PermanentFetchError, match="left alone for 86,400 s"):
         build(server, tmp_path / "cc")
     assert len(server.seen(path_of(0))) == 1
 
@@ -149,12 +151,12 @@ def test_no_more_connections_than_allowed(server, tmp_path):
 
 def test_a_file_that_cannot_be_had_fails_the_crawl_or_is_listed(server, archives, tmp_path):
     del server.files[path_of(1)]
-    with pytest.raises(CannotFetch, match=f"{path_of(1)}: the server answers 404"):
+    with pytest.raises(PermanentFetchError, match=f"{path_of(1)}: the server answers 404"):
         build(server, tmp_path / "cc", files=3)
     summary = build(server, tmp_path / "cc", files=3, allow_missing=1)
     assert summary.files == 2 and same_bytes(tmp_path / "cc", archives, 0, 2)
     assert not_fetched(tmp_path / "cc") == {"status 404": 1}
-    rows = read_rows(tmp_path / "cc" / "fetch-log.jsonl")
+    rows = read_json_lines(tmp_path / "cc" / "fetch-log.jsonl")
     assert [row["outcome"] for row in rows] == ["fetched", "status 404", "fetched"]
     assert rows[1]["url"] == server.url + path_of(1)
 
@@ -169,7 +171,7 @@ def test_a_file_that_cannot_be_had_fails_the_crawl_or_is_listed(server, archives
 )
 def test_a_server_that_never_behaves_is_given_up_with_a_sentence(fault, words, server, tmp_path):
     server.faults[path_of(0)], server.forever = [fault], {path_of(0)}
-    with pytest.raises(CannotFetch, match=words):
+    with pytest.raises(PermanentFetchError, match=words):
         build(server, tmp_path / "cc", files=1)
     assert len(server.seen(path_of(0))) <= 5
 
@@ -177,7 +179,7 @@ def test_a_server_that_never_behaves_is_given_up_with_a_sentence(fault, words, s
 @pytest.mark.parametrize(
     ("knobs", "error", "words"),
     [
-        ({"crawl": "CC-MAIN-1999-01"}, CannotFetch, "no crawl 'CC-MAIN-1999-01'"),
+        ({"crawl": "CC-MAIN-1999-01"}, PermanentFetchError, "no crawl 'CC-MAIN-1999-01'"),
         ({"files": 5}, ValueError, "has 4 WARC files, and 5 from number 0 on"),
         ({"kind": "wat"}, ValueError, "must be one of warc, wet"),
         ({"files": 0}, ValueError, "params.yaml, crawls.cc: files is 0; it must be at least 1"),
@@ -205,7 +207,7 @@ def test_the_first_bytes_of_a_file_are_cut_at_a_record(no_range, server, archive
 
 
 def test_a_piece_too_small_for_a_record_is_told(server, tmp_path):
-    with pytest.raises(CannotFetch, match="first record is longer than the 1,000 bytes"):
+    with pytest.raises(PermanentFetchError, match="first record is longer than the 1,000 bytes"):
         build(server, tmp_path / "cc", bytes=1000)
 
 
@@ -243,7 +245,7 @@ def test_more_files_of_the_same_crawl_fetch_only_the_new_ones(server, archives, 
     first.write_bytes(b"no longer what the manifest says")
     server.requests.clear()
     spec = {"source": "commoncrawl", "crawl": CRAWL, "files": 3, "base": server.url, **QUICK}
-    build_crawl("cc", spec, tmp_path / "new", tmp_path, before=tmp_path / "old")
+    build_crawl("cc", spec, tmp_path / "new", tmp_path, previous=tmp_path / "old")
     asked = [path for path, _, _ in server.requests]
     assert sorted(asked) == sorted([LISTING, path_of(1), path_of(2)])
     assert same_bytes(tmp_path / "new", archives, 0, 1, 2)
@@ -264,11 +266,11 @@ def test_an_object_store_is_read_through_fsspec(archives, tmp_path, monkeypatch)
         (OSError(errno.EBUSY, "SlowDown"), "answers 503; given up"),
         (PermissionError(), "AWS account"),
     ):
-        with monkeypatch.context() as patch, pytest.raises(CannotFetch, match=word):
+        with monkeypatch.context() as patch, pytest.raises(PermanentFetchError, match=word):
             patch.setattr(type(store), "info", lambda *args, error=error: raise_it(error))
             build_crawl("cc", spec, tmp_path / "busy", tmp_path)
     store.rm(f"/commoncrawl{path_of(1)}")
-    with pytest.raises(CannotFetch, match="404"):
+    with pytest.raises(PermanentFetchError, match="404"):
         build_crawl("cc", spec, tmp_path / "less", tmp_path)
 
 
@@ -282,7 +284,7 @@ def test_what_came_in_goes_on_in_another_process_only_if_it_is_the_same_file(ser
     for about in (None, {"url": "http://other.example/", "validator": "x", "total": 5}, "{"):
         if about:
             (tmp_path / "a.gz.part.json").write_text(about if about == "{" else json.dumps(about))
-        fetch_all([Wanted(server.url + path_of(0), tmp_path / "a.gz")], Manners(**QUICK))
+        fetch_all([Download(server.url + path_of(0), tmp_path / "a.gz")], RequestPolicy(**QUICK))
         assert (tmp_path / "a.gz").read_bytes() == archives[path_of(0)]
         assert "range" not in server.seen(path_of(0))[-1]
         part.write_bytes(b"something else")

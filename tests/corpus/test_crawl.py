@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from corpus.crawl import build_crawl, hash_file, read_manifest, verify
+from corpus.crawl import build_crawl, hash_file, verify
+from corpus.manifest import read_manifest
 from corpus.sample_web import build
 from corpus.sample_web.texts import manual_texts
 from corpus.warc import read_records

@@ -8,8 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from corpus.crawl import build_crawl, parse_crawl, read_manifest, verify
-from corpus.sources.text import ReadyText
+from corpus.crawl import build_crawl, verify
+from corpus.crawl_spec import parse_crawl
+from corpus.manifest import read_manifest
+from corpus.sources.text import TextDataset
 from corpus.warc import read_records
 
 ROWS = [
@@ -143,7 +145,7 @@ def test_an_interrupted_reading_goes_on_behind_the_files_that_are_finished(tmp_p
     jsonl(tmp_path / "rows.jsonl")
     spec = {"source": "text", "dataset": "rows.jsonl", "rows_per_file": 2}
     build_crawl("fw", spec, tmp_path / "whole", tmp_path)
-    write, seen, stop_at = ReadyText._write, [], 3
+    write, seen, stop_at = TextDataset._write, [], 3
 
     def interrupted(self, warc, number, *row):
         if number == stop_at:
@@ -151,7 +153,7 @@ def test_an_interrupted_reading_goes_on_behind_the_files_that_are_finished(tmp_p
         seen.append(number)
         write(self, warc, number, *row)
 
-    monkeypatch.setattr(ReadyText, "_write", interrupted)
+    monkeypatch.setattr(TextDataset, "_write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build_crawl("fw", spec, tmp_path / "crawl", tmp_path, work=tmp_path / "work")
     assert [path.name for path in (tmp_path / "work").rglob("*.gz")] == ["text-00000.warc.gz"]

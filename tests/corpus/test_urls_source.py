@@ -12,8 +12,10 @@ import pytest
 from misbehaving_server import Fault, serving
 from processes import alive
 
-from corpus.crawl import build_crawl, not_fetched, parse_crawl, read_manifest
-from corpus.sources.source import read_rows
+from core.files import read_json_lines
+from corpus.crawl import build_crawl, not_fetched
+from corpus.crawl_spec import parse_crawl
+from corpus.manifest import read_manifest
 from corpus.warc import Record, read_records
 
 pytest.importorskip("scrapy", reason="the extra 'fetch' is not installed")
@@ -36,7 +38,7 @@ def build(tmp_path, urls, out="crawl", **knobs):
 
 
 def rows_of(folder):
-    return {row["url"]: row for row in read_rows(folder / "fetch-log.jsonl")}
+    return {row["url"]: row for row in read_json_lines(folder / "fetch-log.jsonl")}
 
 
 def records(folder):
@@ -190,7 +192,10 @@ def test_a_killed_fetch_goes_on_behind_the_pages_that_it_has(tmp_path, root):
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert fetchers and wait_until_dead(fetchers)
-        done = {row["url"].removeprefix(server.url) for row in read_rows(tmp_path / "work" / "segment.jsonl")}
+        done = {
+            row["url"].removeprefix(server.url)
+            for row in read_json_lines(tmp_path / "work" / "segment.jsonl")
+        }
         with (tmp_path / "work" / "segment.jsonl").open("ab") as log:
             log.write(b'{"url": "half a li')
         with (tmp_path / "work" / "segment.warc.gz").open("ab") as segment:
@@ -226,13 +231,13 @@ def test_a_longer_list_fetches_only_what_is_new_and_another_edition_all(tmp_path
         build_crawl("mine", {**spec, "list": urls[:2]}, tmp_path / "old", tmp_path)
         seen = len(server.requests)
         new = {**spec, "list": [*urls[::-1]], "max_pages": 3}  # 3, 2, 1; not 0
-        build_crawl("mine", new, tmp_path / "new", tmp_path, before=tmp_path / "old")
+        build_crawl("mine", new, tmp_path / "new", tmp_path, previous=tmp_path / "old")
         assert {path for path, _, _ in server.requests[seen:]} == {"/robots.txt", "/2", "/3"}
         assert [record.payload for record in records(tmp_path / "new")] == [page("3"), page("2"), page("1")]
         assert rows_of(tmp_path / "new")[urls[0]]["outcome"] == "max_pages"
         seen = len(server.requests)
         again = {**spec, "list": urls[:1], "edition": "2027-01"}
-        build_crawl("mine", again, tmp_path / "again", tmp_path, before=tmp_path / "new")
+        build_crawl("mine", again, tmp_path / "again", tmp_path, previous=tmp_path / "new")
         assert server.requests[-1][0] == "/0" and len(server.requests) > seen
 
 
