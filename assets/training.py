@@ -46,11 +46,11 @@ def _show_in_mlflow(run: StageRun, evidence: Evidence) -> None:
 
 def overlap_check(evidence: Evidence, run: StageRun, texts: Iterable[tuple[str, str]]) -> Evidence:
     """Add the check that no (name, text) of what was trained on gives an evaluation away."""
+    from core.settings import read_settings
     from evals.contamination import DecontaminationConfig, overlaps_of
-    from model.run_log import settings
 
     training_set = run.inputs["training_set"]
-    config = settings(
+    config = read_settings(
         DecontaminationConfig, json.loads((training_set / "config.json").read_text()), "config.json"
     )
     found = list(overlaps_of(texts, training_set, config))

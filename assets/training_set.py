@@ -20,15 +20,16 @@ def training_set(run: StageRun) -> Evidence:
     away. `ledger/` names them, each with the reason; `matches.parquet` which document covers which example of which
     evaluation set; `examples.parquet` everything that was looked for.
     """
+    from core.files import write_json
+    from core.settings import read_settings
     from corpus.config import CleanConfig
     from corpus.dedup.across import find_across
     from corpus.engines.pool import default_workers
     from evals.contamination import DecontaminationConfig, leave_out
     from evals.sets import examples
     from model.data.documents import left_out
-    from model.run_log import settings, write_json
 
-    config = settings(DecontaminationConfig, run.params, "training_set")
+    config = read_settings(DecontaminationConfig, run.params, "training_set")
     corpora = sorted(run.inputs["cleaned_corpus"], key=lambda folder: folder.name)
     cleaning = CleanConfig.from_dict(run.context.resources.workspace.section("cleaned_corpus"))
     across = find_across([(folder.name, folder) for folder in corpora], run.out, cleaning)

@@ -27,11 +27,12 @@ from model.network.config import Config
 from model.network.transformer import Transformer
 from model.run_log import RunLog
 from model.training.checkpoint import Checkpoints
-from model.training.engine import Engine, open_engine
+from model.training.engine import Engine
 from model.training.meter import UpdateRatios
-from model.training.stability import IN_A_ROW, judge, limit
+from model.training.open_engine import open_engine
+from model.training.stability import IN_A_ROW, loss_limit, update_losses
 from model.training.train_config import TrainConfig
-from model.training.world import join as take_part
+from model.training.world import init_distributed
 
 SHAPES = {4: (1024, 4), 12: (4096, 1)}  # depth: vocabulary, rows of 256 tokens
 STATS_EVERY = TrainConfig().stats_every
@@ -47,7 +48,7 @@ def trainer(depth: int) -> tuple[Engine, Callable[[], None], int]:
     """An engine, one step of it, and the model's parameters."""
     vocabulary, rows = SHAPES[depth]
     config = TrainConfig(engine="torch")
-    world = take_part(config)
+    world = init_distributed(config)
     model = Transformer(Config.from_depth(depth, vocabulary, 256))
     engine = open_engine(model, config, world)
     tokens = torch.randint(0, vocabulary, (rows, 257))
@@ -62,7 +63,7 @@ def trainer(depth: int) -> tuple[Engine, Callable[[], None], int]:
 def measure(depth: int, pairs: int, work: Path) -> list[str]:
     """One row of each table."""
     engine, step, parameters = trainer(depth)
-    checkpoints = Checkpoints(work, {}, engine.world, RunLog(speak=False))
+    checkpoints = Checkpoints(work, {}, engine.world, RunLog(enabled=False))
     number = iter(range(1, 1_000_000))
 
     def save(wait: bool) -> None:
@@ -102,10 +103,10 @@ def nearest(metrics: Path) -> str:
     by_step = {row["step"]: row["metrics"]["loss"] for row in rows if "loss" in row["metrics"]}
     recent, in_a_row, high, most, share = [], 0, 0, 0, 0.0
     for _, loss in sorted(by_step.items()):
-        if math.isfinite(allowed := limit(recent)):
+        if math.isfinite(allowed := loss_limit(recent)):
             middle = statistics.median(recent)
             share = max(share, (loss - middle) / (allowed - middle))
-        recent, in_a_row = judge(loss, recent, in_a_row)
+        recent, in_a_row = update_losses(loss, recent, in_a_row)
         high, most = high + (in_a_row > 0), max(most, in_a_row)
     return (
         f"{len(by_step):,} steps: {high} with a high loss, {most} in a row at most ({IN_A_ROW} are a spike); "

@@ -21,7 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from model.network.config import Config
 from model.network.transformer import Transformer
 from model.training import estimate
-from model.training.engine import Engine, open_engine
+from model.training.engine import Engine
+from model.training.open_engine import open_engine
 from model.training.train_config import TrainConfig
 from model.training.world import World, keep_freed_memory
 

@@ -27,12 +27,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from core.files import write_json
 from model.data.loader import Loader, TokenData
 from model.data.order import PACKINGS
 from model.data.prefetch import Prefetch
 from model.data.shards import HELD_OUT, INDEX_SCHEMA
 from model.hashes import file_hash
-from model.run_log import write_json
 
 SEQ_LEN = 1024
 H100 = 460_000  # tokens/s of GPT-2 124M, llm.c, bf16

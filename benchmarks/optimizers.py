@@ -26,7 +26,7 @@ from model.data.loader import Loader, Rows, TokenData
 from model.network.config import Config
 from model.network.transformer import Transformer
 from model.pretrain import held_out_bpb
-from model.training.engine import open_engine
+from model.training.open_engine import open_engine
 from model.training.train_config import TrainConfig, lr_at
 from model.training.world import World
 

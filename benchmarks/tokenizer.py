@@ -195,7 +195,7 @@ def shards(args) -> None:
             ours.encode_arrays(texts)
             middle, half = time.perf_counter(), processor_seconds()
             write_shards(
-                [documents.parent], ours, Path(folder) / f"tokens{turn}", SplitConfig(), RunLog(speak=False)
+                [documents.parent], ours, Path(folder) / f"tokens{turn}", SplitConfig(), RunLog(enabled=False)
             )
             end, whole = time.perf_counter(), processor_seconds()
             print(

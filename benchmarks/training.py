@@ -50,7 +50,7 @@ from model.run_log import RunLog
 from model.training.meter import peak_flops
 from model.training.train_config import TrainConfig
 from model.training.trainer import train
-from model.training.world import join, keep_freed_memory
+from model.training.world import init_distributed, keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def stemma(zero_stage: int = 0, name: str = "deepspeed") -> Callable[[Contestant
 
     def loop(me: Contestant) -> None:
         config = replace(me.setting.train, zero_stage=zero_stage, engine=name)
-        world = join(config)
+        world = init_distributed(config)
         model = Transformer(me.setting.shape.config)
         me.has(model, model.embed_tokens.weight)
 
@@ -193,14 +193,17 @@ def stemma(zero_stage: int = 0, name: str = "deepspeed") -> Callable[[Contestant
             ids = me.tokens(step)
             return Batch(ids[:, :-1], ids[:, 1:])
 
-        with tempfile.TemporaryDirectory() as work, RunLog(Path(work) / "metrics.jsonl", speak=False) as log:
+        with (
+            tempfile.TemporaryDirectory() as work,
+            RunLog(Path(work) / "metrics.jsonl", enabled=False) as log,
+        ):
             train(model, config, batch, work=Path(work), log=log, world=world)
 
     return loop
 
 
 def bare(me: Contestant) -> None:
-    """The same model in a loop written by hand, with malloc as `join` sets it: not the engine's doing."""
+    """The same model in a loop written by hand, with malloc as `init_distributed` sets it: not the engine's doing."""
     if me.setting.device.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(0)

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 
 @contextlib.contextmanager
@@ -66,6 +66,23 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
                 break
             rows.append(json.loads(line))
     return rows
+
+
+def open_lines(path: Path) -> TextIO:
+    """Open a file of lines for appending, its folder made if missing; a line cut by a kill is ended first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+    return open(path, "a", encoding="utf-8")
+
+
+def append_line(path: Path, value: Any) -> None:
+    """Add one line of JSON to a file."""
+    with open_lines(path) as file:
+        file.write(json.dumps(value, ensure_ascii=False) + "\n")
 
 
 @contextlib.contextmanager

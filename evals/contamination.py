@@ -53,7 +53,7 @@ class DecontaminationConfig:
     share: float = 0.5
 
     def __post_init__(self):
-        from model.run_log import ConfigError
+        from core.errors import ConfigError
 
         if self.ngram < MIN_WORDS or not 0 <= self.share < 1:
             raise ConfigError(f"training_set: ngram is at least {MIN_WORDS}, share from 0 to below 1.")

@@ -25,11 +25,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from core.errors import ConfigError
+from core.files import write_json
+from core.settings import read_settings
 from evals import conversations as talk
 from evals.facts import Fact, definitions, normal
 from model.data.documents import read_documents
 from model.environments import CHAIN_SUM, Environment
-from model.run_log import ConfigError, Job, RunLog, run_main, settings, write_json
+from model.job import Job, run_main
+from model.run_log import RunLog
 
 KNOWN, UNSURE, UNKNOWN, INVENTED = "known", "unsure", "unknown", "invented"
 TRAIN, HELDOUT = "train", "heldout"
@@ -88,11 +92,10 @@ def probes(job: Job) -> None:
     import torch
 
     section = dict(job.params)
-    config = settings(MixtureConfig, dict(section.get("mixture") or {}), "sft_model.mixture")
+    config = read_settings(MixtureConfig, dict(section.get("mixture") or {}), "sft_model.mixture")
     seed = int(section.get("seed", job.seed))
     torch.set_num_threads(int(section.get("threads", THREADS)))
-    base, corpora = job.input("base_model"), job.input("cleaned_corpus")
-    corpora = corpora if isinstance(corpora, list) else [corpora]
+    base, corpora = job.input("base_model"), job.input_list("cleaned_corpus")
     facts = candidates(corpora, base, config.max_probes)
     words = words_of(corpora)
     judged = ask(base, facts, config, job.log)

@@ -20,12 +20,15 @@ from typing import Any
 
 import numpy as np
 
+from core.errors import ConfigError
+from core.files import write_json
+from core.settings import read_settings
 from evals import baselines, plots, tasks
 from evals.probes import HELDOUT, INVENTED, KNOWN, TRAIN, UNKNOWN, Probe, read_probes
 from evals.sets import N_SUMS, SUMS_SEED
 from evals.statistics import Proportion, newcombe_difference, paired_bootstrap, proportion
 from model.environments import Environment
-from model.run_log import ConfigError, Job, run_main, settings, write_json
+from model.job import Job, run_main
 
 MODELS = ("base_model", "sft_model", "rl_model")
 LABELS = {"base_model": "base", "sft_model": "SFT", "rl_model": "RL"}
@@ -80,7 +83,7 @@ def report(job: Job) -> None:
     """Measure the three models, compare, write: job.out, whole or not at all."""
     import torch
 
-    config = settings(EvalConfig, dict(job.params), "eval_reports")
+    config = read_settings(EvalConfig, dict(job.params), "eval_reports")
     torch.set_num_threads(config.threads)
     folders = {name: job.input(name) for name in MODELS}
     environment = task_of(folders["rl_model"])

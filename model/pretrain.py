@@ -28,22 +28,26 @@ import numpy as np
 import torch
 from torch import nn
 
+from core.errors import ConfigError
+from core.files import write_json
+from core.settings import read_settings
 from model import tokenizer
 from model.data import documents, near_copies, shards
 from model.data.loader import Loader, TokenData
 from model.data.prefetch import Prefetch
 from model.data.shards import HELD_OUT, SplitConfig, check_shards, write_shards
 from model.hashes import code_hash, folder_hash, program_hash, text_hash
+from model.job import Job, run_main
 from model.network.config import IGNORE, Config
 from model.network.transformer import Transformer
-from model.run_log import ConfigError, Job, RunLog, run_main, settings, write_json
+from model.run_log import RunLog
 from model.training import dial, estimate
 from model.training.estimate import Estimate
 from model.training.meter import Display
 from model.training.samples import continuing
 from model.training.train_config import TrainConfig
 from model.training.trainer import Batch, TrainResult, train, write_curve
-from model.training.world import World, join, leave
+from model.training.world import World, destroy_distributed, init_distributed
 
 SHAPE = ("n_head", "n_kv_head", "head_dim", "d_model", "d_ff")
 EVAL_BYTES = 2_000_000  # of held-out text at most; more would not move the second digit of bits per byte
@@ -144,10 +148,10 @@ class PretrainConfig(TrainConfig):
 
 def pretrain(job: Job) -> None:
     """Tokenise, train, measure, export: job.out, whole or not at all."""
-    config = settings(PretrainConfig, {"seed": job.seed} | job.params, "base_model")
-    corpora, vocabulary = job.input("cleaned_corpus"), job.input("tokenizer")
+    config = read_settings(PretrainConfig, {"seed": job.seed} | job.params, "base_model")
+    corpora, vocabulary = job.input_list("cleaned_corpus"), job.input("tokenizer")
     training_set = job.input("training_set") if "training_set" in job.inputs else None
-    world = join(config)
+    world = init_distributed(config)
     words = tokenizer.load_tokenizer(vocabulary)
     tokens = make_tokens(corpora, training_set, vocabulary, words, config, job, world)
     data = TokenData(tokens)
@@ -176,7 +180,7 @@ def pretrain(job: Job) -> None:
         )
     report_time(expected, time.perf_counter() - started, job.log)
     export(result, expected, data, vocabulary, job)
-    leave()
+    destroy_distributed()
 
 
 def make_tokens(

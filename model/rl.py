@@ -38,6 +38,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from core.errors import ConfigError
+from core.files import write_json
+from core.settings import read_settings
 from model.attempts import attempt, chat_prompt, completion_text
 from model.chat import render
 from model.environments import CHAIN_SUM, Environment, Problem
@@ -46,12 +49,12 @@ from model.generation.generate import Completion
 from model.hashes import folder_hash, program_hash
 from model.hub.load import load_pretrained
 from model.hub.save import save_pretrained
+from model.job import Job, run_main
 from model.network.config import IGNORE
-from model.run_log import ConfigError, Job, run_main, settings, write_json
 from model.tokenizer import Tokenizer
 from model.training.train_config import TrainConfig
 from model.training.trainer import Batch, TrainResult, step_seed, train, write_curve
-from model.training.world import World, join, leave
+from model.training.world import World, destroy_distributed, init_distributed
 
 ADVANTAGES = ("dr_grpo", "grpo")
 REWARDED_KINDS = ("arithmetic", "calculator")  # of conversations (evals/conversations.py): not rehearsed
@@ -103,9 +106,9 @@ class RlConfig(TrainConfig):
 
 def rl(job: Job) -> None:
     """Sample, reward, update, measure, export: job.out, whole or not at all."""
-    config = settings(RlConfig, {"seed": job.seed} | job.params, "rl_model")
+    config = read_settings(RlConfig, {"seed": job.seed} | job.params, "rl_model")
     parent = job.input("sft_model")
-    world = join(config)
+    world = init_distributed(config)
     model, tokenizer = load_pretrained(parent, device=world.device)
     reference, _ = load_pretrained(parent, device=world.device)
     environment = config.environment
@@ -135,7 +138,7 @@ def rl(job: Job) -> None:
         what="reinforcement",
     )
     export(result, job, parent, config, before)
-    leave()
+    destroy_distributed()
 
 
 class Rollouts:

@@ -27,18 +27,21 @@ import numpy as np
 import torch
 from torch import nn
 
+from core.errors import ConfigError, DataError
+from core.files import write_json
+from core.settings import read_settings
 from model.chat import render
 from model.data.prefetch import Prefetch
 from model.hashes import file_hash, folder_hash, program_hash
 from model.hub.load import load_pretrained
 from model.hub.save import save_pretrained
+from model.job import Job, run_main
 from model.network.config import IGNORE
-from model.run_log import ConfigError, Job, Refusal, run_main, settings, write_json
 from model.tokenizer import Tokenizer
 from model.training.dial import LR_WIDTH
 from model.training.train_config import TrainConfig
 from model.training.trainer import Batch, TrainResult, token_loss, train, write_curve
-from model.training.world import World, join, leave
+from model.training.world import World, destroy_distributed, init_distributed
 
 LR = 4.5e-3  # the best of 2e-3, 3e-3 and 4.5e-3 on the demo, at LR_WIDTH
 
@@ -75,15 +78,15 @@ class SftConfig(TrainConfig):
 
 def sft(job: Job) -> None:
     """Read the conversations, tune, measure, export: job.out, whole or not at all."""
-    config = settings(SftConfig, {"seed": job.seed} | job.params, "sft_model")
+    config = read_settings(SftConfig, {"seed": job.seed} | job.params, "sft_model")
     parent, conversations = job.input("base_model"), job.input("conversations")
-    world = join(config)
+    world = init_distributed(config)
     model, tokenizer = load_pretrained(parent, device=world.device)
     limit = min(config.max_tokens, model.config.max_seq_len)
     rows, left_out = read_rows(conversations / "train.parquet", tokenizer, limit, job.work / "datasets")
     heldout, _ = read_rows(conversations / "heldout.parquet", tokenizer, limit, job.work / "datasets")
     if not rows:
-        raise Refusal(f"{conversations}/train.parquet holds no conversation of at most {limit} tokens.")
+        raise DataError(f"{conversations}/train.parquet holds no conversation of at most {limit} tokens.")
     config = config.planned(len(rows), model.config.d_model)
     supervised = sum(sum(mask) for _, mask in rows)
     job.log.message(
@@ -114,7 +117,7 @@ def sft(job: Job) -> None:
             what="assistant",
         )
     export(result, job, parent, conversations, {"conversations": len(rows), "left_out": left_out})
-    leave()
+    destroy_distributed()
 
 
 def read_rows(path: Path, tokenizer: Tokenizer, max_tokens: int, cache: Path) -> tuple[list[Row], int]:

@@ -37,8 +37,11 @@ DECIDE_NOTHING = {  # how work is spread, shown or logged: no byte of an output 
     "evals/__init__.py",
     "model/__init__.py",
     "model/run_log.py",
+    "model/system_metrics.py",
+    "model/training/gpus.py",
     "model/training/meter.py",
     "model/training/samples.py",
+    "model/training/stop.py",
 }
 
 

@@ -53,7 +53,7 @@ def test_smoothing_keeps_a_constant_and_follows_a_step():
 
 def test_mlflow_gets_the_picture_and_what_the_model_wrote(tmp_path):
     from assets.training import training_evidence
-    from model.run_log import append_line
+    from core.files import append_line
     from resources.tracking import MlflowTracker
 
     out, work = tmp_path / "out", tmp_path / "work"

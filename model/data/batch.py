@@ -10,8 +10,8 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from core.errors import ConfigError
 from model.network.config import IGNORE
-from model.run_log import ConfigError
 
 
 @dataclass(frozen=True)

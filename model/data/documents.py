@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from model.run_log import ConfigError
+from core.errors import ConfigError
 
 
 def document_files(corpora: Sequence[Path]) -> list[Path]:

@@ -22,10 +22,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from core.errors import DataError
 from model.data.order import Epoch, Order
 from model.data.shards import HELD_OUT, TRAIN, manifest_hash, read_manifest
 from model.network.config import IGNORE
-from model.run_log import Refusal
 
 
 class TokenData:
@@ -133,7 +133,7 @@ class Loader:
         weights = data.weight[train]
         self.order = Order(f"{data.hash}/{seed}", train, data.length[train], weights, seq_len, packing)
         if not self.order.fills_rows:
-            raise Refusal(
+            raise DataError(
                 f"{data.folder}: {self.tokens_an_epoch} training tokens do not fill one row of {seq_len}. "
                 "Use a larger corpus or a shorter seq_len."
             )

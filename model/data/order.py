@@ -23,8 +23,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from core.errors import ConfigError
 from model.data.packing import pack
-from model.run_log import ConfigError
 
 PACKINGS = ("stream", "best_fit")
 

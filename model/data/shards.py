@@ -30,10 +30,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from core.errors import ConfigError, DataError
+from core.files import write_json
 from model.data.documents import document_files, left_out, read_documents
 from model.data.near_copies import repeated
 from model.hashes import file_hash
-from model.run_log import ConfigError, Refusal, RunLog, write_json
+from model.run_log import RunLog
 
 TRAIN, HELD_OUT, NEAR_COPY = "train", "held_out", "near_copy"
 REPEATED = 0.5  # of a held-out document; more, and its score would tell what the model remembers
@@ -95,7 +97,7 @@ def write_shards(
 ) -> dict:
     """Tokenise the documents of the cleaned corpora into `out` (must not exist); its manifest.
 
-    `training_set` names those that are left out. The folder appears by rename when it is complete. Raises Refusal
+    `training_set` names those that are left out. The folder appears by rename when it is complete. Raises DataError
     if there is no document.
     """
     partial = out.with_name(out.name + ".partial")
@@ -105,7 +107,7 @@ def write_shards(
     total = sum(pq.read_metadata(file).num_rows for file in document_files(corpora))
     total -= len(left_out(training_set))
     if total <= 0:
-        raise Refusal(
+        raise DataError(
             f"{', '.join(map(str, corpora))}: no documents to train on. Look at the corpus' funnel."
         )
     with log.progress(total, "tokenising", "documents") as bar:
@@ -182,12 +184,14 @@ def read_manifest(folder: Path) -> dict:
 
 
 def check_shards(folder: Path) -> None:
-    """Re-hash shards and index; raises Refusal that names the first file that is not as the manifest says."""
+    """Re-hash shards and index; raises DataError that names the first file that is not as the manifest says."""
     manifest = read_manifest(folder)
     for entry in [*manifest["shards"], manifest["index"]]:
         path = Path(folder) / entry["file"]
         if not path.is_file() or file_hash(path) != entry["sha256"]:
-            raise Refusal(f"{path}: missing or altered since it was written. Remove {folder} and run again.")
+            raise DataError(
+                f"{path}: missing or altered since it was written. Remove {folder} and run again."
+            )
 
 
 class _Writer:

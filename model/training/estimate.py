@@ -27,11 +27,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from core.errors import ConfigError
 from model.network.config import Config
 from model.network.loss import LOGITS_AT_ONCE
 from model.network.transformer import Transformer
-from model.run_log import ConfigError
-from model.training.engine import Engine, checkpoint_activations, open_engine
+from model.training.engine import Engine, checkpoint_activations
+from model.training.open_engine import open_engine
 from model.training.optimizer import even_out, orthogonalize, together
 from model.training.train_config import TrainConfig
 from model.training.world import World

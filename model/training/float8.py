@@ -8,7 +8,7 @@ import logging
 import torch
 from torch import nn
 
-from model.run_log import ConfigError
+from core.errors import ConfigError
 
 ALIGNED = 16  # float8 products want sides of a multiple of this many numbers
 FIRST_CAPABILITY = (8, 9)  # Ada and Hopper

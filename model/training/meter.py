@@ -1,12 +1,12 @@
-"""How fast a training goes and what it takes of the machine: numbers for people, none of which enters a result.
+"""Speed and memory of a training: numbers for the log, none of which enters a result.
 
 Notable:
-- tokens a second are counted over the steps alone: what evaluation and samples take is left out (`aside`);
-- MFU, the share of the peak that the model's own operations make use of (arXiv 2204.02311, appendix B), is against
-  the maker's dense bfloat16 figure on a GPU. On a CPU there is none worth the name, so a matrix product of the
-  dtype that computes is timed once, at the start, on the threads of the run;
+- tokens a second are counted over the steps alone: the time of evaluation and samples is left out (`paused`);
+- MFU, model FLOPs utilisation (arXiv 2204.02311, appendix B), is relative to the maker's dense bfloat16 figure on a
+  GPU. CPUs have no such figure, so a matrix product of the dtype that computes is timed once, at the start, on the
+  threads of the run;
 - an update ratio is rms(update) / rms(weight) over the matrices of a layer, in one step: about 1e-3 in a healthy
-  run; far below, a layer stands still, far above, it is torn (Karpathy's "makemore", part 3).
+  run; far below, a layer hardly learns, far above, it is unstable (Karpathy's "makemore", part 3).
 """
 
 from __future__ import annotations
@@ -25,31 +25,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from model.training.gpus import PEAK_FLOPS
 from model.training.world import World
 
-# Dense bfloat16 with float32 accumulation, FLOP/s, from the makers' data sheets; the first name that is part of
-# torch.cuda.get_device_name() counts. "with sparsity" figures are halved.
-PEAKS = {
-    "B200": 2250e12,
-    "H200": 989.4e12,
-    "H100 NVL": 835e12,
-    "H100 PCIe": 756e12,
-    "H100": 989.4e12,  # SXM5
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10G": 70e12,
-    "RTX 4090": 165.2e12,  # Ada whitepaper, appendix A
-    "RTX 3090": 71e12,  # GA102 whitepaper
-    "MI300X": 1307e12,
-}
-BAR = "{desc} {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"  # fits 100 columns
+DECIDES_NOTHING = "speed and memory, for the log"
+BAR_FORMAT = "{desc} {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"  # fits 100 columns
 SAMPLED = 65_536  # numbers of a matrix that an update ratio looks at: of 2,048 × 2,048, one in 64
 
 
 @dataclass(frozen=True)
 class Display:
-    """What a script knows that people want to see beside the loss. No number of the result depends on it.
+    """What a script wants shown beside the loss. No number of the result depends on it.
 
     sample(model): continuations to read, {"prompt": …, "continuation": …}, on every rank, after each evaluation.
     """
@@ -60,23 +46,23 @@ class Display:
 
 
 class Meter:
-    """The clock of a run. The loop tells it what was done; `read` says how fast, since it was last read."""
+    """The clock of a run. The loop reports the steps done; `read` gives the speed since the last reading."""
 
     def __init__(self, world: World, display: Display, source: Any, peak: float = 0.0):
-        """source: where batches come from; its `waited`, if it has one, is the seconds spent waiting for data.
-        peak: FLOP/s of one process' device, 0 if unknown."""
+        """source: where batches come from; its `waited`, if it has that, is the seconds spent waiting for data.
+        peak: FLOP/s of one process's device, 0 if unknown."""
         self.world, self.display, self.source, self.peak = world, display, source, peak
         self.done, self.began = 0, time.perf_counter()
         self._start()
 
     def count(self, tokens: float) -> None:
-        """One step over so many tokens of all ranks is done."""
+        """Record one step over so many tokens of all ranks."""
         self.tokens += tokens
         self.steps += 1
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
-        """What happens inside is no training and not counted as time."""
+    def paused(self) -> Iterator[None]:
+        """A context whose time does not count as training."""
         before = time.perf_counter()
         yield
         self.clock += time.perf_counter() - before
@@ -107,8 +93,8 @@ class Meter:
         return getattr(self.source, "waited", None)
 
 
-def line(loss: float, numbers: dict[str, float]) -> str:
-    """What the progress bar says after the time: at most some 60 characters."""
+def status_line(loss: float, numbers: dict[str, float]) -> str:
+    """What the progress bar shows after the time: at most some 60 characters."""
     parts = [f"loss {loss:.3f}"]
     if "bpb" in numbers:
         parts.append(f"bpb {numbers['bpb']:.3f}")
@@ -124,7 +110,7 @@ def line(loss: float, numbers: dict[str, float]) -> str:
 
 
 def peak_memory(device: torch.device) -> float:
-    """Bytes that this process has had at most: allocated on its GPU, or resident."""
+    """The most bytes that this process has held: allocated on its GPU, or resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -132,15 +118,15 @@ def peak_memory(device: torch.device) -> float:
 
 
 def peak_flops(device: torch.device, half: bool) -> tuple[float, str]:
-    """FLOP/s that the device can do at most, 0 if unknown, and in words where the number comes from.
+    """The peak FLOP/s of the device, 0 if unknown, and a sentence that says where the number comes from.
 
     half: a CPU's in bfloat16, not in float32.
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        peak = next((peak for part, peak in PEAKS.items() if part in name), 0.0)
+        peak = next((peak for part, peak in PEAK_FLOPS.items() if part in name), 0.0)
         if not peak:
-            return 0.0, f"{name}: its peak is not in model/training/meter.py, so there is no MFU."
+            return 0.0, f"{name}: its peak is not in model/training/gpus.py, so there is no MFU."
         return peak, f"MFU is of {peak / 1e12:,.0f} TFLOP/s, {name}'s dense bfloat16."
     peak = measured_flops(torch.bfloat16 if half else torch.float32)
     kind, threads = "bf16" if half else "fp32", torch.get_num_threads()
@@ -151,8 +137,8 @@ def peak_flops(device: torch.device, half: bool) -> tuple[float, str]:
 
 
 def measured_flops(dtype: torch.dtype, size: int = 512, seconds: float = 0.3) -> float:
-    """FLOP/s of the fastest of many products of two square matrices on this CPU: short enough, some of them, to
-    run between two turns of other processes."""
+    """FLOP/s of the fastest of many products of two square matrices on this CPU. Each is short enough that some run
+    undisturbed between time slices of other processes."""
     a = torch.ones(size, size, dtype=dtype)
     best, until = math.inf, time.perf_counter() + seconds
     while time.perf_counter() < until or best == math.inf:
@@ -163,9 +149,9 @@ def measured_flops(dtype: torch.dtype, size: int = 512, seconds: float = 0.3) ->
 
 
 class UpdateRatios:
-    """How far one optimiser step moves each layer, beside how large its weights are.
+    """How far one optimiser step moves each layer, relative to the size of its weights.
 
-    Large matrices are sampled at even distances. Under ZeRO 3 each rank looks at its own part of a weight, and the
+    Large matrices are sampled at even distances. Under ZeRO 3 each rank reads its own part of a weight, and the
     sums over all ranks make the ratio; otherwise every rank sees the same whole weights.
     """
 
@@ -178,15 +164,15 @@ class UpdateRatios:
 
     @torch.no_grad()
     def copy(self) -> dict[str, list[Tensor]]:
-        """The weights as they are, before a step."""
-        return {name: [_some(w).clone() for w in weights] for name, weights in self.matrices.items()}
+        """A copy of the (sampled) weights, before a step."""
+        return {name: [_sample(w).clone() for w in weights] for name, weights in self.matrices.items()}
 
     @torch.no_grad()
     def since(self, before: dict[str, list[Tensor]]) -> dict[str, float]:
-        """update_ratio/layer_03 and so on: of the weights now to those that `copy` gave. Every rank calls it."""
+        """update_ratio/layer_03 and so on, of the weights now to those that `copy` gave. Every rank calls it."""
         squares = []
         for name, weights in self.matrices.items():
-            pairs = [(_some(w).float(), old.float()) for w, old in zip(weights, before[name], strict=True)]
+            pairs = [(_sample(w).float(), old.float()) for w, old in zip(weights, before[name], strict=True)]
             squares.append(sum((new - old).square().sum() for new, old in pairs))
             squares.append(sum(old.square().sum() for _, old in pairs))
         sums = self.world.sum(*torch.stack(squares).tolist())
@@ -200,7 +186,7 @@ def _group(name: str) -> str:
     return f"layer_{int(layer[1]):02d}" if layer else name.removesuffix(".weight")
 
 
-def _some(weight: nn.Parameter) -> Tensor:
+def _sample(weight: nn.Parameter) -> Tensor:
     """At most SAMPLED numbers of what this rank holds of a weight, flat."""
     flat = getattr(weight, "ds_tensor", weight).detach().view(-1)
     return flat[:: -(-len(flat) // SAMPLED) or 1]

@@ -9,19 +9,18 @@ from typing import Any
 
 import torch
 
+from core.errors import ConfigError
+from core.settings import read_settings
 from model.network.config import Config
 from model.network.transformer import Transformer
 from model.pretrain import PretrainConfig
-from model.run_log import ConfigError, settings
 from model.training import estimate
 from model.training.estimate import Estimate
-from model.training.meter import PEAKS
+from model.training.gpus import MEMORY, PEAK_FLOPS
 
 # The share of the peak that trainers of this kind reach on H100s by their own logs: llm.c 40 % at 124M and 50 % at
 # 1.5B, nanochat 50 % at depth 24.
 USUAL_MFU = 0.45
-# GB of memory of one device, from the makers' data sheets; their peaks are meter.py's.
-MEMORY = {"H100": 80, "H200": 141, "B200": 180, "A100": 80, "L40S": 48, "RTX 4090": 24}
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def plan(section: Mapping[str, Any], vocab_size: int, device: str = "H100", devi
     device = device.replace("-", " ")
     if device not in MEMORY:
         raise ConfigError(f"{device}: not one of {', '.join(MEMORY)}, whose memory and peak are known here.")
-    config = settings(PretrainConfig, dict(section), "base_model")
+    config = read_settings(PretrainConfig, dict(section), "base_model")
     with torch.device("meta"):
         model = Transformer(config.shape(vocab_size))
     config = config.dialled(model, None)
@@ -50,5 +49,5 @@ def plan(section: Mapping[str, Any], vocab_size: int, device: str = "H100", devi
             model.config, config, config.rows, config.seq_len, devices, 1e9 * MEMORY[device]
         )
     expected = estimate.estimate(model.config, config, config.rows, config.seq_len, devices)
-    seconds = expected.flops / (USUAL_MFU * PEAKS[device] * devices)
+    seconds = expected.flops / (USUAL_MFU * PEAK_FLOPS[device] * devices)
     return Plan(model.config, config, dataclasses.replace(expected, seconds=seconds))

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.run_log import Refusal
+from model.training.checkpoint_files import CheckpointError
 
 WEIGHT = "weight"
 
@@ -72,7 +72,9 @@ class Saved:
         self.folder = folder
         files = sorted(folder.glob("rank-*.safetensors"))
         if not files:
-            raise Refusal(f"{folder}: no rank-*.safetensors in it, so no weights. Remove it and run again.")
+            raise CheckpointError(
+                f"{folder}: no rank-*.safetensors in it, so no weights. Remove it and run again."
+            )
         self._files = [safe_open(file, framework="pt") for file in files]
         self.updates = int(self._files[0].metadata()["updates"])
         self._pieces = defaultdict(list)  # (name, kind) -> [(start, slice of a file)]
@@ -91,7 +93,7 @@ class Saved:
                 target[first - part.start : last - part.start] = piece[first - start : last - start]
                 filled += last - first
         if filled != part.numel:
-            raise Refusal(
+            raise CheckpointError(
                 f"{self.folder}: holds {filled:,} of the {part.numel:,} numbers of {part.name} ({kind}) that this "
                 "process needs: another model's checkpoint, or files of it are missing. Remove it and run again."
             )

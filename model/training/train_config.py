@@ -1,26 +1,30 @@
-"""How a model is trained: the settings that base model, SFT and reinforcement learning share, and the schedule."""
+"""The settings of training that base model, SFT and reinforcement learning share, and the learning rate schedule."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from model.run_log import ConfigError
+from core.errors import ConfigError
 
 SCHEDULES = ("constant", "linear", "cosine", "wsd")
 OFFLOAD = {"none": 0, "optimizer": 1, "parameters": 3}  # to the CPU's memory: the ZeRO stage that each needs
+# Settings that change no number of the result, and those that change its last digits only.
+NOT_IDENTITY = {"log_every", "stats_every", "checkpoint_every", "keep_checkpoints", "keep_best"}
+LAST_DIGITS = {"micro_batches", "engine", "zero_stage", "offload", "activation_checkpointing", "threads"}
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What the loop needs to know. Configurations of scripts inherit from it and add their own fields."""
+    """What the training loop needs. The configurations of the stages inherit from it and add their own fields."""
 
     steps: int = 1000  # optimiser steps
-    optimizer: str = "adamw"  # or muon: for the matrices inside the blocks, AdamW for the rest
-    lr: float = 3e-3  # the highest
-    matrix_lr: float = 0.0  # the highest of Muon's; 0: lr
-    momentum: float = 0.95  # Muon's, after 300 steps; 0.85 at first
-    schedule: str = "wsd"  # constant, linear, cosine, or wsd: warm up, stay, decay (arXiv 2404.06395)
+    optimizer: str = "adamw"  # or muon: for the matrices inside the blocks, with AdamW for the rest
+    lr: float = 3e-3  # the peak
+    matrix_lr: float = 0.0  # the peak of Muon's; 0: lr
+    momentum: float = 0.95  # Muon's, after 300 steps; it starts at 0.85
+    schedule: str = "wsd"  # constant, linear, cosine, or wsd: warm-up, stable, decay (arXiv 2404.06395)
     warmup: float = 0.02  # share of the steps
     decay: float = 0.3  # share of the steps, at the end; wsd only
     final_lr: float = 0.0  # as a share of lr
@@ -28,27 +32,28 @@ class TrainConfig:
     beta1: float = 0.9
     beta2: float = 0.95  # GPT-3, arXiv 2005.14165, appendix B
     eps: float = 1e-8
-    clip: float = 1.0  # gradient norm; 0: never
-    micro_batches: int = 1  # parts a step is computed in, to save memory
-    # fp32; bf16: compute in bfloat16 under autocast, weights stay float32; fp8: the blocks' matrices in float8 besides.
-    precision: str = "fp32"
-    engine: str = "deepspeed"  # or torch; torch too where DeepSpeed is not installed
+    clip: float = 1.0  # maximum gradient norm; 0: no clipping
+    micro_batches: int = 1  # a step is computed in so many parts, to save memory
+    precision: str = (
+        "fp32"  # or bf16: computed under autocast, weights stay float32; or fp8: also in the blocks' matrices
+    )
+    engine: str = "deepspeed"  # or torch, which is also used where DeepSpeed is not installed
     zero_stage: int = 0  # DeepSpeed ZeRO 0 to 3
-    offload: str = "none"  # to the CPU's memory: optimizer, its moments and step; or parameters too
-    activation_checkpointing: bool = False  # keep a block's input alone, compute the block again in backward
+    offload: str = "none"  # to the CPU's memory: optimizer (its moments and its step), or parameters as well
+    activation_checkpointing: bool = False  # keep only each block's input, recompute the block in backward
     threads: int = 2  # CPU threads of each process; the last bits of a result depend on it
     compile: bool = False  # torch.compile; on CPU it needs a C++ compiler
     seed: int = 0
     log_every: int = 1  # steps
     eval_every: int = 0  # steps; 0: only after the last
-    checkpoint_every: int = 100  # steps; one is made after the last in any case
-    keep_checkpoints: int = 2  # the newest; the best one besides, where the script names what is best
+    checkpoint_every: int = 100  # steps; there is always one after the last
+    keep_checkpoints: int = 2  # the newest; also the best one, where the stage names a metric
     keep_best: bool = True
-    # Times that a run whose loss spikes may go back (model/training/stability.py); 0: no such rule.
+    # Times that a run whose loss spikes may roll back (model/training/stability.py); 0: the rule is off.
     rollbacks: int = 0
-    stats_every: int = 100  # steps; how far each layer moves (model/training/meter.py); 0: never
+    stats_every: int = 100  # steps; update ratios of the layers (model/training/meter.py); 0: never
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         choices = {"optimizer": ("adamw", "muon"), "schedule": SCHEDULES}
         choices |= {"precision": ("fp32", "bf16", "fp8"), "engine": ("deepspeed", "torch")}
         choices |= {"zero_stage": (0, 1, 2, 3), "offload": OFFLOAD}
@@ -75,8 +80,17 @@ class TrainConfig:
         return self.precision != "fp32"
 
 
+def identity_settings(config: TrainConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings that a run's numbers depend on, and those that only their last digits depend on."""
+    relevant = {k: v for k, v in asdict(config).items() if k not in NOT_IDENTITY}
+    if config.rollbacks:  # a rollback goes to a periodic checkpoint
+        relevant["checkpoint_every"] = config.checkpoint_every
+    numbers = {name: value for name, value in relevant.items() if name not in LAST_DIGITS}
+    return numbers, {name: relevant[name] for name in sorted(LAST_DIGITS)}
+
+
 def lr_at(config: TrainConfig, step: int) -> float:
-    """The learning rate of step 0 … steps-1: linear warm-up, then the schedule down to final_lr · lr."""
+    """The learning rate of `step` (0 … steps-1): linear warm-up, then the schedule down to final_lr · lr."""
     warmup = max(1, round(config.warmup * config.steps))
     if step < warmup:
         return config.lr * (step + 1) / warmup

@@ -1,4 +1,4 @@
-"""This process among those that train together, and what the bytes of a result depend on in it."""
+"""This process among those that train together, and the settings of a process that results depend on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from model.run_log import ConfigError
+from core.errors import ConfigError
 from model.training.train_config import TrainConfig
 
 CPU = torch.device("cpu")
@@ -36,23 +36,24 @@ class World:
         return total.tolist()
 
     def barrier(self) -> None:
+        """Wait until every rank has come here."""
         if self.size > 1:
             torch.distributed.barrier()
 
     def share(self, rows: int) -> slice:
-        """This rank's part of `rows` rows; they must divide evenly."""
+        """This rank's part of `rows` rows. Raises ConfigError where they do not divide evenly."""
         if rows % self.size:
             raise ConfigError(f"{rows} rows a step cannot be shared evenly by {self.size} processes.")
         part = rows // self.size
         return slice(self.rank * part, (self.rank + 1) * part)
 
 
-def join(config: TrainConfig) -> World:
-    """Take this process's place among the others (torchrun's RANK, WORLD_SIZE …; alone without them).
+def init_distributed(config: TrainConfig) -> World:
+    """Join the process group (torchrun's RANK, WORLD_SIZE …; a group of one without them).
 
-    Fixes what the bytes of a result depend on: thread count, the seed and, on a CPU, deterministic kernels, which on a
-    GPU would cost attention much of its speed. Call it before the model is made, so that all ranks draw the same
-    weights.
+    Also fixes what the bytes of a result depend on: thread count, the seed and, on a CPU, deterministic kernels, which
+    on a GPU would cost attention much of its speed. To be called before the model is created, so that all ranks draw
+    the same weights.
     """
     torch.set_num_threads(config.threads)
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing reads such memory
@@ -72,17 +73,25 @@ def join(config: TrainConfig) -> World:
         backend = "nccl" if use_gpu else "gloo"
         if size > 1:
             torch.distributed.init_process_group(backend)
-        else:  # one process needs no port, and so cannot find it taken
+        else:  # a single process needs no port, so none can be in use already
             torch.distributed.init_process_group(
                 backend, store=torch.distributed.HashStore(), rank=0, world_size=1
             )
     return World(rank, size, device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def keep_freed_memory() -> None:
-    """Have this process's malloc keep what is freed: the next step asks for the same sizes again.
+def destroy_distributed() -> None:
+    """Destroy the process group, through DeepSpeed where it is loaded: it keeps a reference to the group."""
+    if torch.distributed.is_initialized():
+        deepspeed = sys.modules.get("deepspeed")
+        through = deepspeed.comm if deepspeed and deepspeed.comm.is_initialized() else torch.distributed
+        through.destroy_process_group()
 
-    glibc would give every large block back, and the kernel clear each page of it anew (docs/training-speed.md).
+
+def keep_freed_memory() -> None:
+    """Make this process's malloc keep freed memory: the next step asks for the same sizes again.
+
+    glibc would return every large block to the kernel, which clears each page of it on reuse (docs/training-speed.md).
     Other C libraries are left as they are.
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
@@ -90,15 +99,7 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, -1)
 
 
-def leave() -> None:
-    """Undo `join`'s process group, through DeepSpeed where it is loaded: it would remember the group."""
-    if torch.distributed.is_initialized():
-        deepspeed = sys.modules.get("deepspeed")
-        through = deepspeed.comm if deepspeed and deepspeed.comm.is_initialized() else torch.distributed
-        through.destroy_process_group()
-
-
 def engine_name(config: TrainConfig) -> str:
-    """deepspeed or torch: what config.engine asks for, as far as it is installed."""
+    """deepspeed or torch: the engine that config asks for, or torch where DeepSpeed is not installed."""
     installed = importlib.util.find_spec("deepspeed") is not None
     return "deepspeed" if config.engine == "deepspeed" and installed else "torch"

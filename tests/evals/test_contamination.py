@@ -6,11 +6,11 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
+from core.errors import ConfigError
 from corpus.ledger import DOCUMENT_SCHEMA, LEDGER_SCHEMA, write_parquet
 from evals.contamination import DecontaminationConfig, Overlap, leave_out, overlaps_of, read_examples
 from evals.sets import Example, examples
 from model.data.documents import left_out, read_documents
-from model.run_log import ConfigError
 
 QUESTION = (
     "A farmer walks nine miles to market with forty seven ducks and sells every third one for two silver coins; "

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from core.errors import ConfigError
 from evals import conversations as talk
 from evals.facts import normal
 from evals.probes import (
@@ -23,7 +24,6 @@ from evals.probes import (
     write_conversations,
 )
 from model.environments import Environment
-from model.run_log import ConfigError
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,10 @@ from train_tiny import batch_at, tiny_model, weights_hash
 
 from model.data.batch import token_loss
 from model.run_log import RunLog
-from model.training import engine, stability
+from model.training import deepspeed_engine, stability
 from model.training.train_config import TrainConfig
 from model.training.trainer import train
-from model.training.world import World, join
+from model.training.world import World, init_distributed
 
 BAD_DATA = (7, 8)  # make the loss jump: with rollbacks allowed, the run goes back once
 WATCHED = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
@@ -54,7 +54,7 @@ def train_here(work: Path, settings: dict, kill_at: int = -1) -> dict:
     """The training in this process: its curve, its weights, what was seen."""
     events = Events(work, kill_at)
     config = TrainConfig(**settings)
-    world = join(config)
+    world = init_distributed(config)
 
     bad = [batch_at(number).inputs for number in BAD_DATA]
     stability.WINDOW, stability.IN_A_ROW = 4, 2  # steps; a run of a test is no longer
@@ -72,7 +72,7 @@ def train_here(work: Path, settings: dict, kill_at: int = -1) -> dict:
         events("evaluation")
         return {"held_out": float(sum(p.float().norm() for p in model.parameters()))}
 
-    options = {"work": work, "log": RunLog(speak=False), "world": world, "evaluate": evaluate}
+    options = {"work": work, "log": RunLog(enabled=False), "world": world, "evaluate": evaluate}
     result = train(tiny_model(), config, make_batch, loss, best="held_out", **options)
     ended = {"curve": result.curve, "weights": weights_hash(result.engine.module)}
     return {"ended": ended, "seen": events.seen}
@@ -104,7 +104,7 @@ def main(work: Path, settings: dict, every: int, times: int) -> None:
     # Imports for two seconds: once, not in each fork.
     torch.use_deterministic_algorithms(True, warn_only=True)
     if settings.get("engine") == "deepspeed":
-        engine.import_deepspeed(World())
+        deepspeed_engine.import_deepspeed(World())
     began = time.perf_counter()
     whole = fork(work / "whole", settings)
     seconds, wanted = time.perf_counter() - began, whole["ended"]

@@ -11,9 +11,10 @@ import pytest
 
 from model.data import shards
 from model.hashes import code_hash, folder_hash
-from model.run_log import Refusal, RunLog
+from model.run_log import RunLog
 from model.training import checkpoint
 from model.training.checkpoint import Checkpoints, damage
+from model.training.checkpoint_files import CheckpointError
 from model.training.world import World
 
 
@@ -32,7 +33,7 @@ class Content:
 
 
 def keeper(work, keep=2, world=World(), **identity) -> Checkpoints:  # noqa: B008 - frozen
-    return Checkpoints(work, identity, world, RunLog(speak=False), keep)
+    return Checkpoints(work, identity, world, RunLog(enabled=False), keep)
 
 
 def save(checkpoints: Checkpoints, step: int, content: str = "weights", **options):
@@ -69,7 +70,7 @@ def test_a_rollback_goes_to_a_periodic_checkpoint_and_removes_what_came_after(tm
     save(checkpoints, 13, periodic=False)  # somebody asked the run to stop
     save(checkpoints, 15, periodic=False)
     assert kept(checkpoints) == [10, 15]
-    assert checkpoints.go_back()[1] == {"step": 10} and kept(checkpoints) == [10]
+    assert checkpoints.roll_back()[1] == {"step": 10} and kept(checkpoints) == [10]
 
 
 def test_the_loop_goes_on_while_a_checkpoint_is_written_and_the_next_one_waits(tmp_path):
@@ -95,7 +96,9 @@ def test_a_write_that_failed_is_a_sentence_and_leaves_nothing_that_looks_whole(t
     checkpoints = keeper(tmp_path)
     save(checkpoints, 1)
     checkpoints.save(2, {"step": 2}, Broken)
-    with pytest.raises(Refusal, match=r"step 2 could not be written \(No space left.*step-00000001 is whole"):
+    with pytest.raises(
+        CheckpointError, match=r"step 2 could not be written \(No space left.*step-00000001 is whole"
+    ):
         checkpoints.settle()
     assert checkpoints.failed and [f.name for f in checkpoints.folder.iterdir()] == ["step-00000001"]
 
@@ -141,9 +144,9 @@ def test_a_rank_that_cannot_write_ends_the_waiting_of_the_first(tmp_path):
     second.save(1, {"step": 1}, Broken)
     first.save(1, {"step": 1}, Content)
     first._join()
-    with pytest.raises(Refusal, match="Process 1 could not write its part"):
+    with pytest.raises(CheckpointError, match="Process 1 could not write its part"):
         first.raise_failure()
-    with pytest.raises(Refusal, match="No space left"):
+    with pytest.raises(CheckpointError, match="No space left"):
         second._join()
         second.raise_failure()
     assert kept(first) == []
@@ -168,7 +171,8 @@ def test_damage_of_every_kind_is_named(tmp_path, how):
 def test_another_parent_is_refused_by_name(tmp_path):
     save(keeper(tmp_path, parent="abc", config={"lr": 0.1, "clip": math.inf}), 1)
     with pytest.raises(
-        Refusal, match=r"parent was abc, is xyz; .*remove .*checkpoints to start anew|parent was"
+        CheckpointError,
+        match=r"parent was abc, is xyz; .*remove .*checkpoints to train from the start|parent was",
     ):
         keeper(tmp_path, parent="xyz", config={"lr": 0.1, "clip": math.inf}).latest()
     assert keeper(tmp_path, parent="abc", config={"lr": 0.1, "clip": math.inf}).latest() is not None

@@ -7,12 +7,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from core.errors import ConfigError
 from model.network.config import Config
 from model.network.transformer import Transformer
 from model.pretrain import PretrainConfig
-from model.run_log import ConfigError
 from model.training import dial, estimate
-from model.training.engine import checkpoint_activations, open_engine
+from model.training.engine import checkpoint_activations
+from model.training.open_engine import open_engine
 from model.training.plan import plan
 from model.training.train_config import TrainConfig
 from model.training.world import World

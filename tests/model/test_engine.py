@@ -131,13 +131,13 @@ def test_a_compiled_model_takes_the_same_steps(plain, stage, offload):
 
 
 def test_a_checkpoint_that_lacks_a_file_is_refused(tmp_path):
-    from model.run_log import Refusal
+    from model.training.checkpoint_files import CheckpointError
     from model.training.snapshot import Saved
 
     one_run([0, 1], save=tmp_path / "whole", **TORCH)
     (tmp_path / "whole" / "rank-00000.safetensors").rename(tmp_path / "elsewhere")
-    with pytest.raises(Refusal, match=r"no rank-\*\.safetensors in it"):
+    with pytest.raises(CheckpointError, match=r"no rank-\*\.safetensors in it"):
         Saved(tmp_path / "whole")
-    with pytest.raises(Refusal, match=r"holds 0 of the 4,096 numbers of .*q_proj.* \(exp_avg\)"):
+    with pytest.raises(CheckpointError, match=r"holds 0 of the 4,096 numbers of .*q_proj.* \(exp_avg\)"):
         one_run([0, 1], save=tmp_path / "muon", optimizer="muon", **TORCH)
         one_run([0, 1], load=tmp_path / "muon", **TORCH)

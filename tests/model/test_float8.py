@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from train_engines import one_run
 
-from model.run_log import ConfigError
+from core.errors import ConfigError
 from model.training.float8 import use_float8
 
 CPU = torch.device("cpu")

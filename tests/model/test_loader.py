@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from test_shards import corpus, write
 
+from core.errors import ConfigError, DataError
 from model.data.loader import IGNORE, Loader, TokenData
 from model.data.order import PACKINGS, Order
-from model.run_log import ConfigError, Refusal
 
 T, ROWS = 32, 4
 WEIGHTS = {"host1.example": 0.5, "host2.example": 1.4, "b": 2.0}
@@ -206,10 +206,10 @@ def test_the_ignored_target_is_the_models(data):
 
 
 def test_wrong_settings_get_a_sentence(data, tmp_path):
-    with pytest.raises(Refusal, match="do not fill one row"):
+    with pytest.raises(DataError, match="do not fill one row"):
         Loader(data, 10**6, ROWS)
     with pytest.raises(ConfigError, match="packing: tetris is none of stream, best_fit"):
         Loader(data, T, ROWS, packing="tetris")
     write([corpus(tmp_path)[0]], tmp_path / "none", weights={"c": 0})
-    with pytest.raises(Refusal, match="0 training tokens"):
+    with pytest.raises(DataError, match="0 training tokens"):
         Loader(TokenData(tmp_path / "none"), T, ROWS)

@@ -8,7 +8,15 @@ import pytest
 import torch
 from train_tiny import batch_at, tiny_model
 
-from model.training.meter import BAR, Display, Meter, UpdateRatios, line, measured_flops, peak_memory
+from model.training.meter import (
+    BAR_FORMAT,
+    Display,
+    Meter,
+    UpdateRatios,
+    measured_flops,
+    peak_memory,
+    status_line,
+)
 from model.training.world import World
 
 
@@ -25,7 +33,7 @@ def test_speed_is_of_the_steps_and_not_of_what_is_done_aside():
         source(step)
         time.sleep(0.1)
         meter.count(1000)
-    with meter.aside():
+    with meter.paused():
         time.sleep(0.5)
     numbers = meter.read(loss=4 * math.log(2), left=10)
     speed = numbers["tokens_per_second"]
@@ -54,11 +62,11 @@ def test_the_progress_line_of_a_long_run_fits_a_hundred_columns():
     }
     screen = io.StringIO()
     with tqdm(
-        total=136_700, initial=50_000, desc="base model", bar_format=BAR, file=screen, ncols=1000
+        total=136_700, initial=50_000, desc="base model", bar_format=BAR_FORMAT, file=screen, ncols=1000
     ) as bar:
         bar.start_t -= 100_000  # a day and more
         bar.n += 50_000
-        bar.set_postfix_str(line(2.3456, numbers))
+        bar.set_postfix_str(status_line(2.3456, numbers))
         shown = screen.getvalue().rpartition("\r")[2].rstrip()
     assert shown.endswith("loss 2.346 bpb 1.012 1.23M tok/s MFU 51% 71.2GB 2 back") and "<" in shown
     assert len(shown) <= 100, shown
@@ -88,20 +96,20 @@ def test_update_ratios_are_how_far_a_step_moves_each_layer():
 
 @pytest.mark.parametrize("stage", [1, 3])
 def test_zero_shows_the_update_ratios_of_plain_torch(stage):
-    from model.training.engine import open_engine
+    from model.training.open_engine import open_engine
     from model.training.train_config import TrainConfig
-    from model.training.world import join, leave
+    from model.training.world import destroy_distributed, init_distributed
 
     def ratios(**settings) -> dict[str, float]:
         config = TrainConfig(lr=1e-2, threads=1, **settings)
-        world = join(config)
+        world = init_distributed(config)
         engine = open_engine(tiny_model(), config, world)
         found = UpdateRatios(engine.module, world)
         before, batch = found.copy(), batch_at(0)
         engine.backward(engine.model(batch.inputs, batch.targets).sum(), batch.count)
         engine.step(1e-2)
         moved = found.since(before)
-        leave()
+        destroy_distributed()
         return moved
 
     plain, sharded = ratios(engine="torch"), ratios(engine="deepspeed", zero_stage=stage)

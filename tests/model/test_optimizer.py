@@ -4,8 +4,9 @@ import pytest
 import torch
 from train_tiny import batch_at, tiny_model
 
-from model.run_log import ConfigError
-from model.training import engine, optimizer
+from core.errors import ConfigError
+from model.training import optimizer
+from model.training.open_engine import open_engine
 from model.training.optimizer import even_out, orthogonalize, param_groups
 from model.training.train_config import TrainConfig
 from model.training.trainer import token_loss
@@ -72,7 +73,7 @@ def test_muon_steps_as_its_definition_says(monkeypatch):
     for together in (2**25, 1):
         monkeypatch.setattr(optimizer, "TOGETHER", together)
         config = TrainConfig(optimizer="muon", lr=1e-2, matrix_lr=2e-2, clip=0.5, engine="torch")
-        opened = engine.open_engine(tiny_model(), config, World())
+        opened = open_engine(tiny_model(), config, World())
         plain = tiny_model()
         muon = {p for p in plain.layers.parameters() if p.ndim == 2}
         groups = [
@@ -124,4 +125,4 @@ def test_offload_that_the_stage_cannot_do_is_refused():
         TrainConfig(offload="parameters", zero_stage=2)
     with pytest.raises(ConfigError, match="DeepSpeed's work"):
         config = TrainConfig(offload="optimizer", zero_stage=1, engine="torch")
-        engine.open_engine(tiny_model(), config, World())
+        open_engine(tiny_model(), config, World())

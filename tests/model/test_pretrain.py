@@ -15,12 +15,13 @@ import pytest
 import torch
 from test_shards import corpus, write
 
+from core.errors import ConfigError
 from model.data.loader import Loader, TokenData
 from model.hashes import folder_hash
+from model.job import read_job
 from model.network.config import Config
 from model.network.transformer import Transformer
 from model.pretrain import PretrainConfig, _batch, bits_per_byte, document_loss, pretrain
-from model.run_log import ConfigError, read_job
 from model.training.world import World
 from model.vocabulary.config import TokenizerConfig
 from model.vocabulary.train import train_tokenizer

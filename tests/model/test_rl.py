@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from core.errors import ConfigError
 from model.chat import render
 from model.environments import Environment
 from model.generation.generate import Completion
@@ -18,7 +19,6 @@ from model.rl import (
     rollout_metrics,
     with_rehearsal,
 )
-from model.run_log import ConfigError
 from model.training.world import World
 
 

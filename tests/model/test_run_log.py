@@ -1,12 +1,9 @@
-"""What a script reads and says: configuration in, metrics and results out."""
+"""What a run reports: metrics, messages and results."""
 
 import json
-from dataclasses import dataclass
 
-import pytest
-
-from model import run_log
-from model.run_log import ConfigError, Refusal, RunLog, read_job, run_main, settings
+from model import system_metrics
+from model.run_log import RunLog
 
 
 def lines(path) -> list[dict]:
@@ -34,7 +31,7 @@ def test_a_line_cut_by_a_kill_does_not_spoil_the_next(tmp_path):
 
 def test_metrics_that_cannot_be_written_never_stop_training(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    log = RunLog(tmp_path / "file" / "metrics.jsonl", speak=True)
+    log = RunLog(tmp_path / "file" / "metrics.jsonl", enabled=True)
     log.log(1, loss=1.0)
     log.log(2, loss=1.0)
     assert capsys.readouterr().err.count("Training goes on without metrics") == 1
@@ -53,7 +50,7 @@ def test_system_metrics_bear_mlflows_names(tmp_path, monkeypatch):
     from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
     from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
 
-    monkeypatch.setattr(run_log, "SYSTEM_METRICS_EVERY", 0.0)
+    monkeypatch.setattr(system_metrics, "SYSTEM_METRICS_EVERY", 0.0)
     log = RunLog(tmp_path / "m.jsonl")
     log.log_system(1)
     log.log_system(2)
@@ -88,57 +85,3 @@ def test_the_result_reaches_the_file_and_dagster(tmp_path):
 
     assert dg.materialize([model_asset], resources={"pipes": dg.PipesSubprocessClient()}).success
     assert json.loads((tmp_path / "result.json").read_text()) == {"loss": 1.5}
-
-
-@dataclass(frozen=True)
-class Knobs:
-    depth: int = 4
-
-
-def test_an_unknown_setting_is_refused_with_those_there_are():
-    assert settings(Knobs, {"depth": 2}, "base_model").depth == 2
-    with pytest.raises(ConfigError, match=r"base_model: there is no setting called dept\. It has: depth"):
-        settings(Knobs, {"dept": 2}, "base_model")
-
-
-def config_file(tmp_path, **config):
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(config))
-    return ["--config", str(path)]
-
-
-def test_the_output_appears_by_rename_when_complete(tmp_path):
-    job = read_job("test", config_file(tmp_path, out=str(tmp_path / "out")))
-    (tmp_path / "out.partial").mkdir()
-    (tmp_path / "out.partial" / "left by a killed run").touch()
-    (job.fresh_partial() / "model").touch()
-    assert not job.out.exists()
-    job.publish()
-    assert [p.name for p in job.out.iterdir()] == ["model"] and not job.partial.exists()
-
-
-@pytest.mark.parametrize(
-    ("config", "sentence"),
-    [
-        ({}, "needs out"),
-        ({"out": "o", "parms": {}}, "does not know parms"),
-        ({"out": "o"}, 'no input "tokenizer"'),
-    ],
-)
-def test_a_wrong_configuration_is_a_sentence_and_exit_code_1(tmp_path, capsys, config, sentence):
-    assert run_main("test", lambda job: job.input("tokenizer"), config_file(tmp_path, **config)) == 1
-    assert sentence in capsys.readouterr().err
-
-
-def test_known_failures_show_no_traceback(tmp_path, capsys):
-    def full(job):
-        raise OSError(28, "No space left on device", "data/x")
-
-    def refused(job):
-        raise Refusal("Not today. Come back tomorrow.")
-
-    argv = config_file(tmp_path, out="o")
-    assert run_main("test", full, argv) == run_main("test", refused, argv) == 1
-    said = capsys.readouterr().err
-    assert "data/x: No space left on device. Free some disk space" in said and "Not today" in said
-    assert "Traceback" not in said

@@ -7,11 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from core.files import append_line
 from model.data.loader import TokenData
 from model.data.shards import SplitConfig, write_shards
 from model.network.config import Config
 from model.network.transformer import Transformer
-from model.run_log import RunLog, append_line
+from model.run_log import RunLog
 from model.tokenizer import load_tokenizer
 from model.training.samples import NEW_TOKENS, PROMPT_TOKENS, as_markdown, continuing
 
@@ -29,7 +30,7 @@ def data(tmp_path_factory, tokenizer_folder):
     ]
     pq.write_table(pa.Table.from_pylist(rows), folder / "help" / "documents" / "0.parquet")
     words = load_tokenizer(tokenizer_folder)
-    write_shards([folder / "help"], words, folder / "tokens", SplitConfig(0.3), RunLog(speak=False))
+    write_shards([folder / "help"], words, folder / "tokens", SplitConfig(0.3), RunLog(enabled=False))
     return TokenData(folder / "tokens"), words
 
 

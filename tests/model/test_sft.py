@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from core.errors import ConfigError
 from model.chat import render
 from model.network.config import IGNORE
-from model.run_log import ConfigError
 from model.sft import SftConfig, batch_of, mean_loss, padded
 from model.training.world import World
 

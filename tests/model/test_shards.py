@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from core.errors import ConfigError, DataError
 from model.data import shards
 from model.data.loader import TokenData
 from model.data.shards import (
@@ -18,7 +19,7 @@ from model.data.shards import (
     split_documents,
     write_shards,
 )
-from model.run_log import ConfigError, Refusal, RunLog
+from model.run_log import RunLog
 
 
 class ByteTokenizer:
@@ -50,7 +51,7 @@ def corpus(folder, documents: int = 60, hosts: int = 30, name: str = "c"):
 
 
 def write(corpora, out, **split):
-    return write_shards(corpora, ByteTokenizer(), out, SplitConfig(**split), RunLog(speak=False))
+    return write_shards(corpora, ByteTokenizer(), out, SplitConfig(**split), RunLog(enabled=False))
 
 
 def test_every_document_lies_where_the_index_says(tmp_path, monkeypatch):
@@ -89,7 +90,7 @@ def test_a_host_stands_on_one_side_of_the_split_whatever_else_is_in_the_corpus()
 def test_with_few_hosts_documents_are_held_out_instead_and_it_is_said(tmp_path, capsys):
     folder, _ = corpus(tmp_path, documents=200, hosts=3)
     split = SplitConfig(held_out=0.1, upsample={"host1.example": 5})
-    manifest = write_shards([folder], ByteTokenizer(), tmp_path / "t", split, RunLog(speak=True))
+    manifest = write_shards([folder], ByteTokenizer(), tmp_path / "t", split, RunLog(enabled=True))
     assert manifest["split_by"] == "document" and manifest["documents"][HELD_OUT] > 3
     assert "3 hosts are too few" in capsys.readouterr().err
     index = pq.read_table(tmp_path / "t" / "index.parquet").to_pylist()
@@ -103,7 +104,7 @@ def test_a_document_weighs_what_its_host_does_or_else_its_crawl_and_the_split_st
     write(corpora, tmp_path / "plain", held_out=0.1)
     weights = {"new": 0.25, "host1.example": 2, "nowhere.example": 3}
     split = SplitConfig(held_out=0.1, weights=weights, upsample={"host2.example": 5})
-    manifest = write_shards(corpora, ByteTokenizer(), tmp_path / "t", split, RunLog(speak=True))
+    manifest = write_shards(corpora, ByteTokenizer(), tmp_path / "t", split, RunLog(enabled=True))
     assert "no document is from nowhere.example" in capsys.readouterr().err
     assert manifest["split_by"] == "host"
     rows, plain = (pq.read_table(tmp_path / t / "index.parquet").to_pylist() for t in ("t", "plain"))
@@ -179,7 +180,7 @@ def test_a_changed_byte_in_a_shard_is_found_by_name(tmp_path):
     check_shards(tmp_path / "t")
     shard = tmp_path / "t" / "shard-00000.bin"
     shard.write_bytes(b"\x01" + shard.read_bytes()[1:])
-    with pytest.raises(Refusal, match="shard-00000"):
+    with pytest.raises(DataError, match="shard-00000"):
         check_shards(tmp_path / "t")
 
 
@@ -196,5 +197,5 @@ def test_wrong_inputs_get_a_sentence(tmp_path):
     empty, _ = corpus(tmp_path, documents=0, name="empty")
     for file in (empty / "documents").iterdir():
         pq.write_table(pa.table({c: pa.array([], pa.string()) for c in shards.COLUMNS}), file)
-    with pytest.raises(Refusal, match="no documents to train on"):
+    with pytest.raises(DataError, match="no documents to train on"):
         write([empty], tmp_path / "t")

@@ -11,11 +11,11 @@ from model.training.stability import (
     MARGIN,
     WINDOW,
     data_step,
-    judge,
-    limit,
+    describe_divergence,
+    loss_limit,
     step_of,
     steps_that_read,
-    trouble,
+    update_losses,
 )
 
 
@@ -23,7 +23,7 @@ def worst(losses: list[float]) -> int:
     """The most high losses in a row that the rule counts over a run."""
     recent, high, most = [], 0, 0
     for loss in losses:
-        recent, high = judge(loss, recent, high)
+        recent, high = update_losses(loss, recent, high)
         most = max(most, high)
     return most
 
@@ -55,19 +55,19 @@ def test_the_limit_is_six_robust_deviations_above_the_median():
     losses = [draw.gauss(3, 0.4) for _ in range(WINDOW)]
     wanted = sorted(losses)[WINDOW // 2 - 1 : WINDOW // 2 + 1]
     deviation = median_abs_deviation(losses, scale="normal")
-    assert limit(losses) == pytest.approx(sum(wanted) / 2 + 6 * deviation, rel=1e-4)
-    assert limit([2.0] * WINDOW) == 2.0 + MARGIN
-    assert limit(losses[1:]) == math.inf
+    assert loss_limit(losses) == pytest.approx(sum(wanted) / 2 + 6 * deviation, rel=1e-4)
+    assert loss_limit([2.0] * WINDOW) == 2.0 + MARGIN
+    assert loss_limit(losses[1:]) == math.inf
 
 
 def test_a_loss_that_is_not_finite_is_no_part_of_the_window():
-    assert judge(math.nan, [1.0, 2.0], 3) == ([1.0, 2.0], 3)
+    assert update_losses(math.nan, [1.0, 2.0], 3) == ([1.0, 2.0], 3)
 
 
 def test_what_is_wrong_is_said():
-    assert trouble(IN_A_ROW - 1, GIVE_UP_AFTER - 1) is None
-    assert "loss was high in 5 steps" in trouble(IN_A_ROW, 0)
-    assert "not finite in 10 steps" in trouble(0, GIVE_UP_AFTER)
+    assert describe_divergence(IN_A_ROW - 1, GIVE_UP_AFTER - 1) is None
+    assert "loss was high in 5 steps" in describe_divergence(IN_A_ROW, 0)
+    assert "not finite in 10 steps" in describe_divergence(0, GIVE_UP_AFTER)
 
 
 def test_each_step_reads_the_data_behind_those_that_were_skipped():

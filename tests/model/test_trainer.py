@@ -15,7 +15,8 @@ import pytest
 import torch
 from train_tiny import ROWS, batch_at, tiny_model, weights_hash
 
-from model.run_log import ConfigError, Refusal, RunLog
+from core.errors import ConfigError, RunError
+from model.run_log import RunLog
 from model.training import stability
 from model.training.meter import Display
 from model.training.train_config import TrainConfig, lr_at
@@ -33,7 +34,7 @@ class Listening(RunLog):
     """A log that keeps what is said and what is logged."""
 
     def __init__(self):
-        super().__init__(speak=False)
+        super().__init__(enabled=False)
         self.said, self.logged = [], []
 
     def message(self, text: str) -> None:
@@ -46,7 +47,7 @@ class Listening(RunLog):
 def run(work, make_batch=batch_at, loss=token_loss, **settings):
     """Train the tiny model in this process."""
     options = {name: settings.pop(name) for name in OPTIONS & settings.keys()}
-    options = {"log": RunLog(speak=False)} | options
+    options = {"log": RunLog(enabled=False)} | options
     config = TrainConfig(**(BASE | settings))
     return train(tiny_model(), config, make_batch, loss, work=work, world=World(), **options)
 
@@ -172,9 +173,9 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(tmp_path, stage):
     marked = float(batch_at(2).inputs.sum())
     engine = {"engine": "torch"} if stage is None else {"engine": "deepspeed", "zero_stage": stage}
     if stage is not None:
-        from model.training.world import join
+        from model.training.world import init_distributed
 
-        join(TrainConfig(**(BASE | engine)))
+        init_distributed(TrainConfig(**(BASE | engine)))
     result = run(tmp_path, loss=poisoned, **engine)
     assert result.state.not_finite_steps == 1 and result.state.step == 6
     assert math.isfinite(result.state.loss)
@@ -187,7 +188,7 @@ def test_a_run_that_diverged_stops_with_a_sentence(tmp_path):
         loss, count = token_loss(model, batch)
         return loss * math.nan, count
 
-    with pytest.raises(Refusal, match=r"not finite in 10 steps in a row.*Lower lr"):
+    with pytest.raises(RunError, match=r"not finite in 10 steps in a row.*Lower lr"):
         run(tmp_path, loss=broken, steps=20)
 
 
@@ -229,7 +230,7 @@ def test_a_spike_sends_the_run_back_and_its_data_are_skipped(tmp_path, short_win
 
 def test_a_run_that_keeps_spiking_stops_after_its_rollbacks(tmp_path, short_window):
     make_batch, loss, read = poison(set(range(10, 100)), 3.0)
-    with pytest.raises(Refusal, match=r"high in 3 steps in a row.*2 rollbacks have not helped.*diverged"):
+    with pytest.raises(RunError, match=r"high in 3 steps in a row.*2 rollbacks have not helped.*diverged"):
         run(tmp_path, make_batch, loss, steps=60, checkpoint_every=4, rollbacks=2)
     assert read == [*range(19)]  # 13 steps, back to 8 and three more, twice
 
@@ -259,9 +260,9 @@ def test_a_loss_that_lost_the_mask_is_found_out(tmp_path):
 
 def test_a_checkpoint_of_other_data_is_refused_by_name(tmp_path):
     run(tmp_path, identity={"data": "aaa"}, steps=6)
-    with pytest.raises(Refusal, match="data was aaa, is bbb"):
+    with pytest.raises(RunError, match="data was aaa, is bbb"):
         run(tmp_path, identity={"data": "bbb"}, steps=6)
-    with pytest.raises(Refusal, match=r"config\.lr was 0\.01, is 0\.02"):
+    with pytest.raises(RunError, match=r"config\.lr was 0\.01, is 0\.02"):
         run(tmp_path, identity={"data": "aaa"}, lr=2e-2)
 
 
@@ -281,7 +282,7 @@ def test_with_every_checkpoint_damaged_nothing_is_trained_silently_anew(tmp_path
     run(tmp_path)
     for folder in (tmp_path / "checkpoints").iterdir():
         (folder / "curve.jsonl").unlink()
-    with pytest.raises(Refusal, match="none of the 2 checkpoints is whole"):
+    with pytest.raises(RunError, match="none of the 2 checkpoints is whole"):
         run(tmp_path)
 
 
@@ -295,7 +296,7 @@ def test_a_full_disk_stops_with_the_last_checkpoint_whole(tmp_path):
         return batch_at(step)
 
     try:
-        with pytest.raises(Refusal, match=r"step 4 could not be written.*step-00000002 is whole.*disk"):
+        with pytest.raises(RunError, match=r"step 4 could not be written.*step-00000002 is whole.*disk"):
             run(tmp_path / "full", fill_the_disk)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -315,7 +316,7 @@ def test_batches_may_depend_on_the_weights_and_still_resume(tmp_path):
             drawn = torch.multinomial(logits.softmax(-1), 17, replacement=True)
             return Batch(drawn[:, :-1], drawn[:, 1:], metrics={"reward": float(drawn.float().mean())})
 
-        options = {"work": work, "log": RunLog(speak=False), "world": World()}
+        options = {"work": work, "log": RunLog(enabled=False), "world": World()}
         return train(model, TrainConfig(**BASE), rollout, **options)
 
     whole = train_on_own_samples(tmp_path / "whole")
@@ -342,7 +343,7 @@ def test_the_best_checkpoint_is_that_of_the_lowest_evaluation(tmp_path):
 
 def test_what_is_shown_changes_nothing_of_the_result(tmp_path):
     plain, log = run(tmp_path / "plain", eval_every=2, evaluate=lambda _: {}), Listening()
-    log.speaks = True
+    log.enabled = True
     display = Display(
         flops_per_token=1e3, bytes_per_token=4.0, sample=lambda m: [{"prompt": str(m.training)}]
     )

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from train_tiny import ROWS, batch_at, tiny_model, weights_hash
 
-from model.training import engine
+from model.training.open_engine import open_engine
 from model.training.train_config import TrainConfig, lr_at
 from model.training.trainer import token_loss
-from model.training.world import join, leave
+from model.training.world import destroy_distributed, init_distributed
 
 BASE = {"lr": 1e-2, "threads": 1, "micro_batches": 2, "warmup": 0.2, "steps": 6}
 
@@ -23,8 +23,8 @@ BASE = {"lr": 1e-2, "threads": 1, "micro_batches": 2, "warmup": 0.2, "steps": 6}
 def one_run(span, load=None, save=None, save_after=None, **settings) -> dict:
     """Steps span[0] … span[1]-1; `save` gets the state after `save_after` steps, or after the last."""
     config = TrainConfig(**(BASE | settings))
-    world = join(config)
-    opened = engine.open_engine(tiny_model(), config, world)
+    world = init_distributed(config)
+    opened = open_engine(tiny_model(), config, world)
     if load:
         opened.load(Path(load))
     losses, norms = [], []
@@ -50,4 +50,4 @@ if __name__ == "__main__":
     results = [one_run(**run) for run in json.loads(sys.argv[1])]
     if int(os.environ.get("RANK", "0")) == 0:
         print(json.dumps(results))
-    leave()
+    destroy_distributed()

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import torch
 
+from core.errors import RunError
 from model.network.config import Config
 from model.network.transformer import Transformer
-from model.run_log import Refusal, RunLog
+from model.run_log import RunLog
 from model.training.train_config import TrainConfig
 from model.training.trainer import Batch, Stopped, train
-from model.training.world import join, leave
+from model.training.world import destroy_distributed, init_distributed
 
 ROWS, SEQ_LEN, VOCAB = 8, 16, 64
 
@@ -47,7 +48,7 @@ def weights_hash(model: torch.nn.Module) -> str:
 
 def main(work: Path, settings: dict, wait_at: int = -1) -> None:
     config = TrainConfig(**settings)
-    world = join(config)
+    world = init_distributed(config)
     model = tiny_model()
 
     def make_batch(step: int) -> Batch:
@@ -57,16 +58,16 @@ def main(work: Path, settings: dict, wait_at: int = -1) -> None:
                 time.sleep(0.02)
         return batch_at(step, world.share(ROWS))
 
-    result = train(model, config, make_batch, work=work, log=RunLog(speak=False), world=world)
+    result = train(model, config, make_batch, work=work, log=RunLog(enabled=False), world=world)
     with result.engine.gathered():
         digest = weights_hash(result.engine.module)
     if world.rank == 0:
         print(json.dumps({"curve": result.curve, "weights": digest}))
-    leave()
+    destroy_distributed()
 
 
 if __name__ == "__main__":
     try:
         main(Path(sys.argv[1]), json.loads(sys.argv[2]), *map(int, sys.argv[3:]))
-    except (Refusal, Stopped) as error:
+    except (RunError, Stopped) as error:
         sys.exit(f"{type(error).__name__}: {error}")
