@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from resources.file_lock import FileLock
 from resources.spool import Entry, Point, Sent
 
 RUN_KEY = "stemma.run_key"
@@ -51,9 +52,7 @@ def connect(uri: str) -> Any:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     if Path(path).exists():
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
-    from filelock import FileLock
-
-    with FileLock(f"{path}.lock"):  # two processes that make the tables at once get in each other's way
+    with FileLock(Path(f"{path}.lock")):  # two processes that make the tables at once get in each other's way
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         client.search_experiments(max_results=1)
         return client

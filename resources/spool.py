@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
+from resources.file_lock import FileLock
 
 REJECTED = "rejected"  # the folder beside the entries; no run may have this key
 
@@ -55,8 +55,7 @@ class Entry:
         self.key = folder.name
         self.ops_path = folder / "ops.jsonl"
         self.metrics_path = folder / "metrics.jsonl"
-        # not thread_local: one thread takes the lock, the sending one gives it back
-        self.lock = FileLock(folder / ".lock", thread_local=False)
+        self.lock = FileLock(folder / ".lock")
 
     @classmethod
     def create(cls, spool: Path, name: str) -> Entry:
@@ -65,16 +64,20 @@ class Entry:
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
         entry = cls(spool / f"{plain}-{stamp}-{secrets.token_hex(4)}")
         entry.folder.mkdir(parents=True)
-        entry.lock.acquire(timeout=0)
+        entry.lock.acquire()
         return entry
 
     def take(self) -> bool:
         """Lock the entry unless a living process has it."""
         try:
-            self.lock.acquire(timeout=0)
-        except (Timeout, FileNotFoundError):
+            if not self.lock.acquire():
+                return False
+        except FileNotFoundError:  # sent and removed meanwhile
             return False
-        return self.folder.exists()
+        if not self.folder.exists():
+            self.lock.release()
+            return False
+        return True
 
     def append(self, **operation: Any) -> None:
         """Add an operation and see it safe on disk before going on."""
