@@ -12,7 +12,7 @@ from jobs.retrain import refresh_corpus, retrain, weekly_retrain
 from resources.dvc_ledger import DvcLedger
 from resources.engine import ExecutionEngine
 from resources.launch import TrainingLauncher
-from resources.tracking import MlflowTracker
+from resources.tracker_resource import MlflowTrackerResource
 from resources.workspace import Workspace
 
 warnings.filterwarnings("ignore", category=dg.BetaWarning)  # code references are beta; the UI shows them well
@@ -32,7 +32,7 @@ def define(root: Path = ROOT) -> dg.Definitions:
         resources={
             "workspace": workspace,
             "ledger": ledger,
-            "tracker": MlflowTracker(root=str(root)),
+            "tracker": MlflowTrackerResource(root=str(root)),
             "launcher": TrainingLauncher(root=str(root)),
             "engine": ExecutionEngine.from_environment(),
         },

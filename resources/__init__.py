@@ -1,4 +1,4 @@
-"""With what the assets are made: the DVC ledger, the MLflow tracker, the training launcher, the workspace.
+"""What the assets run on: DVC ledger, MLflow tracker, training launcher, execution engine, workspace.
 
-The only room that talks to DVC and MLflow. Import the modules by name; nothing is loaded here.
+The only package that talks to DVC and MLflow. Import its modules by name; nothing is loaded here.
 """

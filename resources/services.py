@@ -1,8 +1,8 @@
-"""`stemma up`: the Dagster UI with its daemon, and the MLflow UI, on this machine only; all gone at the end.
+"""`stemma up`: the Dagster UI with its daemon, and the MLflow UI, on this machine only; all stopped at the end.
 
-Each service runs under `resources.supervisor`, so Ctrl-C, SIGTERM, or even a SIGKILL of ours leaves no process
+Each service runs under `resources.supervisor`, so Ctrl-C, SIGTERM, or even a SIGKILL of this process leaves no process
 behind, not even a training that Dagster had started. `dagster dev` is webserver, daemon (schedules, sensors, run
-queue) and one code server that both share. Their talk goes to log files; the terminal shows addresses.
+queue) and one code server that both share. Their output goes to log files; the terminal shows addresses.
 """
 
 from __future__ import annotations
@@ -14,85 +14,80 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from core.errors import RunError
 from resources.supervisor import Supervised
+from resources.tracking import MlflowTracker
 
-HOST = "127.0.0.1"  # neither UI asks who you are: they must not be reachable from outside
-PATIENCE = 180.0  # seconds for a service to answer; a cold start on a slow disk takes one minute
+HOST = "127.0.0.1"  # neither UI has authentication: they must not be reachable from outside
+START_TIMEOUT = 180.0  # seconds for a service to answer; a cold start on a slow disk takes one minute
 GRACE = 20.0  # seconds for runs under way to end on their own
-LAST_LINES = 15  # of a service's log, when it has ended unasked
+LAST_LINES = 15  # of a service's log, shown when it ended unexpectedly
 
 
-class ServiceError(RuntimeError):
-    """A service that cannot be started or has ended, with its last words."""
+class ServiceError(RunError):
+    """A service that cannot be started or ended unexpectedly, with the end of its log."""
 
 
 @dataclass
 class Service:
-    """One service under way."""
+    """A running service."""
 
     name: str
     address: str
-    log: Path
+    log_file: Path
     process: Supervised
 
     def answers(self, path: str) -> bool:
+        """Whether a GET of this path returns 200 within 2 seconds."""
         try:
             return urllib.request.urlopen(f"{self.address}{path}", timeout=2).status == 200
         except (urllib.error.URLError, OSError):
             return False
 
-    def last_words(self) -> str:
-        lines = self.log.read_text("utf-8", "replace").splitlines()[-LAST_LINES:]
-        return "\n".join(lines) or "(nothing)"
+    def log_tail(self) -> str:
+        """The last lines of its log."""
+        lines = self.log_file.read_text("utf-8", "replace").splitlines()[-LAST_LINES:]
+        return "\n".join(lines) or "(empty)"
 
 
-class _Stop(BaseException):
-    """Someone asked us to stop."""
+class _StopRequested(BaseException):
+    """We received a signal to stop."""
 
 
-def run_services(
-    root: Path,
-    dagster_port: int = 3000,
-    mlflow_port: int = 5000,
-    say: Callable[[str], Any] = lambda line: print(line, flush=True),
-    tracker: Any = None,
-) -> None:
-    """Start all, say where they are, and wait until Ctrl-C, SIGTERM or SIGHUP; then stop all of it.
+def run_services(root: Path, dagster_port: int = 3000, mlflow_port: int = 5000) -> None:
+    """Start all services, print their addresses, and wait until Ctrl-C, SIGTERM or SIGHUP; then stop all of them.
 
-    A port that is taken is replaced by the next free one, and said. Must run in the main thread. Raises
-    ServiceError when a service does not start, or Dagster ends unasked; without MLflow's UI the rest goes on, for
-    runs are tracked without it.
+    A port that is taken is replaced by the next free one, and reported. Must run in the main thread. Raises
+    ServiceError when a service does not start, or Dagster ends unexpectedly; the MLflow UI may end without stopping
+    the rest, because runs are tracked without it.
     """
     from resources.dagster_home import dagster_home
-    from resources.tracking import MlflowTracker
 
     root = Path(root).resolve()
     logs = dagster_home(root) / "services"
     logs.mkdir(parents=True, exist_ok=True)
-    tracker = tracker or MlflowTracker(root=str(root))
     with _stop_at_signals(), ExitStack() as stack:
         try:
-            dagster = _start_dagster(stack, root, logs, dagster_port, say)
-            mlflow = _start_mlflow(stack, root, logs, mlflow_port, tracker, say, dagster.address)
-            _wait_until_ready(dagster, "/server_info", say)
+            dagster = _start_dagster(stack, root, logs, dagster_port)
+            mlflow = _start_mlflow(stack, root, logs, mlflow_port, MlflowTracker(root), dagster.address)
+            _wait_until_ready(dagster, "/server_info")
             if mlflow:
-                _wait_until_ready(mlflow, "/health", say)
-            say(f"Logs are in {logs}. Ctrl-C stops everything.")
-            _watch(dagster, mlflow, say)
-        except _Stop:
-            say("Stopping…")
+                _wait_until_ready(mlflow, "/health")
+            _log(f"Logs are in {logs}. Ctrl-C stops everything.")
+            _watch(dagster, mlflow)
+        except _StopRequested:
+            _log("Stopping…")
             stack.close()
-            say("Stopped; no process is left.")
+            _log("Stopped; no process is left.")
 
 
 def free_port(wanted: int, taken: tuple[str, ...] = ()) -> int:
-    """The wanted port, or the next one on which nobody listens; `taken` are addresses given out already."""
+    """The wanted port, or the next one that is free; `taken` are addresses already assigned."""
     for port in range(wanted, min(wanted + 200, 65536)):
         if any(address.endswith(f":{port}") for address in taken):
             continue
@@ -103,76 +98,81 @@ def free_port(wanted: int, taken: tuple[str, ...] = ()) -> int:
             except OSError:
                 continue
             return port
-    raise ServiceError(f"No free port from {wanted} on; name another with --port or --mlflow-port.")
+    raise ServiceError(f"No free port from {wanted} on. Choose another with --port or --mlflow-port.")
 
 
-def _start_dagster(
-    stack: ExitStack, root: Path, logs: Path, wanted: int, say: Callable[[str], Any]
-) -> Service:
-    port = _port("Dagster", wanted, (), say)
+def _start_dagster(stack: ExitStack, root: Path, logs: Path, wanted: int) -> Service:
+    port = _port("Dagster", wanted, ())
     argv = [sys.executable, "-m", "dagster", "dev", "-h", HOST, "-p", str(port)]
     argv += ["-m", "definitions", "-d", str(root)]
     return _start(stack, "Dagster UI", port, argv, dict(os.environ), root, logs / "dagster.log")
 
 
 def _start_mlflow(
-    stack: ExitStack, root: Path, logs: Path, wanted: int, tracker: Any, say: Callable[[str], Any], taken: str
+    stack: ExitStack, root: Path, logs: Path, wanted: int, tracker: MlflowTracker, taken: str
 ) -> Service | None:
-    port = _port("MLflow", wanted, (taken,), say)
-    try:
-        argv, env = tracker.server_command(HOST, port)
-    except ValueError as error:  # runs go to a server elsewhere
-        say(str(error))
+    if tracker.store().is_server:
+        _log(f"MLflow runs at {tracker.store()}; open that address.")
         return None
+    port = _port("MLflow", wanted, (taken,))
+    argv, env = tracker.server_command(HOST, port)
     return _start(stack, "MLflow UI", port, argv, env, root, logs / "mlflow.log")
 
 
-def _port(name: str, wanted: int, taken: tuple[str, ...], say: Callable[[str], Any]) -> int:
+def _port(name: str, wanted: int, taken: tuple[str, ...]) -> int:
     port = free_port(wanted, taken)
     if port != wanted:
-        say(f"Port {wanted} is taken; {name} uses {port}.")
+        _log(f"Port {wanted} is taken; {name} uses {port}.")
     return port
 
 
 def _start(
-    stack: ExitStack, name: str, port: int, argv: list[str], env: dict[str, str], root: Path, log: Path
+    stack: ExitStack, name: str, port: int, argv: list[str], env: dict[str, str], root: Path, log_file: Path
 ) -> Service:
-    with open(log, "wb") as file:
+    with open(log_file, "wb") as file:
         process = Supervised(argv, cwd=root, env=env, stdout=file.fileno(), stderr=file.fileno(), grace=GRACE)
     stack.enter_context(process)
-    return Service(name, f"http://{HOST}:{port}", log, process)
+    return Service(name, f"http://{HOST}:{port}", log_file, process)
 
 
-def _wait_until_ready(service: Service, path: str, say: Callable[[str], Any]) -> None:
-    deadline = time.monotonic() + PATIENCE
+def _wait_until_ready(service: Service, path: str) -> None:
+    deadline = time.monotonic() + START_TIMEOUT
     while not service.answers(path):
         if service.process.poll() is not None:
             raise ServiceError(
-                f"{service.name} did not start. The end of {service.log}:\n{service.last_words()}"
+                f"{service.name} did not start. The end of {service.log_file}:\n{service.log_tail()}"
             )
         if time.monotonic() > deadline:
-            raise ServiceError(f"{service.name} does not answer after {PATIENCE:.0f} s; see {service.log}.")
+            raise ServiceError(
+                f"{service.name} does not answer after {START_TIMEOUT:.0f} s; see {service.log_file}."
+            )
         time.sleep(0.2)
-    say(f"{service.name}: {service.address}")
+    _log(f"{service.name}: {service.address}")
 
 
-def _watch(dagster: Service, mlflow: Service | None, say: Callable[[str], Any]) -> None:
+def _watch(dagster: Service, mlflow: Service | None) -> None:
     while True:
         time.sleep(1)
         if dagster.process.poll() is not None:
-            raise ServiceError(f"{dagster.name} has ended. The end of {dagster.log}:\n{dagster.last_words()}")
+            raise ServiceError(
+                f"{dagster.name} has ended. The end of {dagster.log_file}:\n{dagster.log_tail()}"
+            )
         if mlflow and mlflow.process.poll() is not None:
-            say(f"{mlflow.name} has ended; runs are tracked all the same. Why: see {mlflow.log}.")
+            _log(f"{mlflow.name} has ended; runs are still tracked. The reason is in {mlflow.log_file}.")
             mlflow = None
+
+
+def _log(line: str) -> None:
+    print(line, flush=True)
 
 
 @contextmanager
 def _stop_at_signals() -> Iterator[None]:
-    """Turn SIGINT, SIGTERM and SIGHUP into _Stop, also where a shell's '&' had us ignore them."""
+    """Raise _StopRequested on SIGINT, SIGTERM and SIGHUP, also where a shell's '&' had set them to be ignored."""
 
     def stop(number: int, _: object) -> None:
-        signal.signal(number, signal.SIG_IGN)  # once is enough; the grace has its own end
-        raise _Stop
+        signal.signal(number, signal.SIG_IGN)  # once is enough; the grace period is bounded
+        raise _StopRequested
 
     before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:

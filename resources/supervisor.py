@@ -1,15 +1,15 @@
-"""Runs a command so that nothing of it outlives us: no trainer, no wrapper's child, no orphaned grandchild.
+"""Runs a command so that none of its processes outlives this one: no trainer, no child of a wrapper, no orphan.
 
-A small process (this file, run as a script) stands between us and the command:
-- it leads a session of its own, so that Ctrl-C in a terminal reaches us alone and we decide what happens;
-- it learns of our death in three ways (PR_SET_PDEATHSIG, the end of a socket, its parent's id), so a SIGKILL
+A small process (this file, run as a script) supervises the command:
+- it leads its own session, so that Ctrl-C in a terminal reaches only us and we decide what happens;
+- it detects our death in three ways (PR_SET_PDEATHSIG, the end of a socket, its parent's id), so a SIGKILL
   of the Dagster step stops the training too;
-- it is a "child subreaper": descendants that lose their parent, or open a session of their own, become its
+- it is a child subreaper: descendants that lose their parent, or start their own session, become its
   children instead of init's, so it always sees the whole tree;
-- to stop, it sends SIGTERM to all descendants, waits the grace, then SIGKILL until none is left;
-- when the command itself ends or is killed, what it left behind is stopped in the same way.
-If the supervisor itself is killed, its command dies by PDEATHSIG and we sweep up the rest by a marker that
-every descendant carries in its environment. Linux gives all of this; elsewhere (macOS) the socket, the
+- to stop, it sends SIGTERM to all descendants, waits the grace period, then sends SIGKILL until none is left;
+- when the command itself ends or is killed, the processes that it leaves behind are stopped in the same way.
+If the supervisor itself is killed, its command dies by PDEATHSIG and we kill the rest, found by a marker that
+every descendant carries in its environment. All of this needs Linux; elsewhere (macOS) the socket, the
 parent's id and the process tree remain. Sources: prctl(2), and issues of `PipesSubprocessClient`, which sends
 one SIGINT and never kills.
 """
@@ -28,21 +28,30 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
 
-import psutil
+if TYPE_CHECKING:
+    import psutil
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h, since Linux 3.4
-MARKER = "STEMMA_SUPERVISED"  # environment variable by which a family is known
-GRACE = 10.0  # seconds between SIGTERM and SIGKILL: enough for a trainer to leave its step
-KILL_LIMIT = 30.0  # seconds to insist with SIGKILL; only a process stuck in the kernel outlasts them
+MARKER = "STEMMA_SUPERVISED"  # environment variable that marks all processes of one command
+GRACE = 10.0  # seconds between SIGTERM and SIGKILL: enough for a trainer to finish its step
+KILL_LIMIT = 30.0  # seconds to repeat SIGKILL; only a process stuck in the kernel outlasts them
+
+
+class _Report(TypedDict, total=False):
+    """What the supervisor sends to us, one JSON object a line."""
+
+    pid: int  # of the command
+    returncode: int  # of the command; -n when signal n ended it
 
 
 class Supervised:
     """A command running under a supervisor, with the few methods of `subprocess.Popen` that are needed.
 
     Use it as a context manager: leaving the block, by whatever exception, stops the whole tree first.
-    The thread that makes it must outlive it: PR_SET_PDEATHSIG counts the thread, not the process, as parent.
+    The thread that creates it must outlive it: for PR_SET_PDEATHSIG the parent is the thread, not the process.
     """
 
     def __init__(
@@ -81,7 +90,7 @@ class Supervised:
         finally:
             theirs.close()
         self._socket = ours
-        self._heard = b""
+        self._received = b""
         self._pid: int | None = None
 
     def __enter__(self) -> Supervised:
@@ -98,14 +107,14 @@ class Supervised:
     def pid(self) -> int | None:
         """Process id of the command itself, None while it has not started (waits up to 10 s for it)."""
         deadline = time.monotonic() + 10
-        while self._pid is None and time.monotonic() < deadline and self._listen(0.1):
+        while self._pid is None and time.monotonic() < deadline and self._receive(0.1):
             pass
         return self._pid
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait until the command and all its descendants are gone; give the command's return code.
+        """Wait until the command and all its descendants have ended; returns the command's return code.
 
-        127 means that it could not be started (a sentence is on its stderr). Raises subprocess.TimeoutExpired
+        127 means that it could not be started (the reason is on its stderr). Raises subprocess.TimeoutExpired
         after `timeout` seconds.
         """
         if self.returncode is None:
@@ -113,65 +122,67 @@ class Supervised:
                 code = self._supervisor.wait(timeout)
             except subprocess.TimeoutExpired as error:
                 raise subprocess.TimeoutExpired(self.command, error.timeout) from None
-            while self._listen(0):
+            while self._receive(0):
                 pass
             self._socket.close()
-            words = self._words()
-            if "returncode" not in words:  # the supervisor was killed, or broke
+            report = self._report()
+            if "returncode" not in report:  # the supervisor was killed or crashed
                 _kill_marked(self.marker)
-            self.returncode = words.get("returncode", code if code else -signal.SIGKILL)
+            self.returncode = report.get("returncode", code if code else -signal.SIGKILL)
         return self.returncode
 
     def poll(self) -> int | None:
-        """The command's return code if it has ended and its tree is gone, else None. Does not wait."""
+        """The command's return code if it and its whole tree have ended, else None. Does not wait."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self.wait(0)
         return None
 
     def stop(self) -> int:
-        """SIGTERM to the whole tree, the grace, SIGKILL to the rest. Returns when nothing is left.
+        """SIGTERM to the whole tree, the grace period, SIGKILL to the rest. Returns when no process is left.
 
-        An interrupt meanwhile (a second Ctrl-C) ends the grace at once and is raised when the tree is gone.
+        An interrupt meanwhile (a second Ctrl-C) ends the grace period at once and is raised when the tree has ended.
         """
         if self.returncode is None:
-            self._ask_to_stop()
+            self._request_stop()
             try:
                 return self.wait(self._grace + KILL_LIMIT + 5)
             except subprocess.TimeoutExpired:
                 self._supervisor.kill()
                 return self.wait()
             except BaseException:
-                self._ask_to_stop()  # asked twice, the supervisor kills without grace
+                self._request_stop()  # at a second request, the supervisor kills at once
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.wait(KILL_LIMIT)
                 raise
         return self.returncode
 
-    def _ask_to_stop(self) -> None:
+    def _request_stop(self) -> None:
         with contextlib.suppress(OSError):
             self._socket.send(b"s")
 
-    def _listen(self, timeout: float) -> bool:
-        """Take what the supervisor says within `timeout` seconds; False at its end or when it is silent."""
+    def _receive(self, timeout: float) -> bool:
+        """Read what the supervisor sends within `timeout` seconds; False if it ended or sent nothing."""
         if self._socket.fileno() < 0 or not select.select([self._socket], [], [], timeout)[0]:
             return timeout > 0 and self._supervisor.poll() is None
         try:
-            said = self._socket.recv(65536)
+            received = self._socket.recv(65536)
         except ConnectionError:
             return False
-        self._heard += said
-        self._pid = self._words().get("pid")
-        return bool(said)
+        self._received += received
+        self._pid = self._report().get("pid")
+        return bool(received)
 
-    def _words(self) -> dict:
-        words: dict = {}
-        for line in self._heard.split(b"\n")[:-1]:
-            words |= json.loads(line)
-        return words
+    def _report(self) -> _Report:
+        report: _Report = {}
+        for line in self._received.split(b"\n")[:-1]:
+            report |= json.loads(line)
+        return report
 
 
 def _kill_marked(marker: str) -> None:
     """SIGKILL every process that carries our marker in its environment, until none is left."""
+    import psutil
+
     wanted = f"{MARKER}={marker}"
     deadline = time.monotonic() + KILL_LIMIT
     while time.monotonic() < deadline:
@@ -183,14 +194,18 @@ def _kill_marked(marker: str) -> None:
 
 
 def _carries(process: psutil.Process, wanted: str) -> bool:
+    import psutil
+
     try:
         key, value = wanted.split("=", 1)
         return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(key) == value
     except (psutil.Error, OSError):
-        return False  # gone meanwhile, or another user's
+        return False  # it ended meanwhile, or is another user's
 
 
 def _signal_all(processes: list[psutil.Process], number: int) -> None:
+    import psutil
+
     for process in processes:
         with contextlib.suppress(psutil.Error):
             process.send_signal(number)  # psutil refuses if the id now belongs to another process
@@ -208,11 +223,15 @@ def _prctl(option: int, value: int) -> None:
 
 
 class _Supervisor:
-    def __init__(self, line: socket.socket, parent: int, grace: float) -> None:
-        self.line: socket.socket | None = line
+    """Runs one command; stops its tree when asked to, or when the process that started us (`parent`) ends."""
+
+    def __init__(self, channel: socket.socket, parent: int, grace: float) -> None:
+        import psutil  # noqa: F401 (now, not when processes have to be stopped, perhaps without a free descriptor)
+
+        self.channel: socket.socket | None = channel
         self.parent, self.grace = parent, grace
-        self.asked = 0  # how many times we were asked to stop
-        self.child: subprocess.Popen | None = None
+        self.stop_requests = 0
+        self.child: subprocess.Popen[bytes] | None = None
         self.status: int | None = None  # return code of the command once it ended
         self.wake, wake_in = os.pipe()
         for end in (self.wake, wake_in):
@@ -223,85 +242,88 @@ class _Supervisor:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
         _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it died before we could be told
-            self.asked = 1
+        if os.getppid() != parent:  # it died before PR_SET_PDEATHSIG was in force
+            self.stop_requests = 1
 
     def _on_signal(self, *_: object) -> None:
-        self.asked += 1
+        self.stop_requests += 1
 
-    def say(self, **words: object) -> None:
-        if self.line is not None:
-            with contextlib.suppress(OSError):  # nobody is left to listen
-                self.line.send(json.dumps(words).encode() + b"\n")
+    def send(self, report: _Report) -> None:
+        if self.channel is not None:
+            with contextlib.suppress(OSError):  # the other end is closed
+                self.channel.send(json.dumps(report).encode() + b"\n")
 
     def run(self, command: list[str]) -> int:
-        if not self.asked:
+        """Run the command and stop what is left of its tree; returns our own exit code."""
+        if not self.stop_requests:
             try:
                 self.child = _spawn(command)
             except OSError as error:
                 print(f"{command[0]}: cannot be started ({error.strerror}).", file=sys.stderr, flush=True)
-                self.say(returncode=127)
+                self.send({"returncode": 127})
                 return 127
-            self.say(pid=self.child.pid)
-            while self.status is None and not self.asked:
-                self._doze(1.0)
+            self.send({"pid": self.child.pid})
+            while self.status is None and not self.stop_requests:
+                self._wait_for_event(1.0)
         self._stop_all()
-        self.say(returncode=-signal.SIGTERM if self.status is None else self.status)
+        self.send({"returncode": -signal.SIGTERM if self.status is None else self.status})
         return 0
 
-    def _doze(self, seconds: float) -> None:
-        """Wait for a signal, a word or the end of our parent; then see to the dead."""
-        watched = [end for end in (self.wake, self.line) if end is not None]
+    def _wait_for_event(self, seconds: float) -> None:
+        """Wait for a signal, a stop request or the end of our parent, at most `seconds`; then reap children."""
+        watched = [end for end in (self.wake, self.channel) if end is not None]
         ready, _, _ = select.select(watched, [], [], seconds)
         if self.wake in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(self.wake, 4096)
-        if self.line is not None and self.line in ready:
-            self.asked += 1
+        if self.channel is not None and self.channel in ready:
+            self.stop_requests += 1
             try:
-                word = self.line.recv(1)
+                received = self.channel.recv(1)
             except OSError:
-                word = b""
-            if not word:  # our parent is gone, or gave us up
-                self.line = None
-        if os.getppid() != self.parent and not self.asked:
-            self.asked = 1
+                received = b""
+            if not received:  # our parent ended or closed its end
+                self.channel = None
+        if os.getppid() != self.parent and not self.stop_requests:
+            self.stop_requests = 1
         for pid, status in _reap():
             if self.child is not None and pid == self.child.pid:
                 self.status = os.waitstatus_to_exitcode(status)
 
     def _stop_all(self) -> None:
-        """SIGTERM once to each descendant, also to those that appear meanwhile; after the grace SIGKILL."""
-        warned: set[psutil.Process] = set()
+        """SIGTERM once to each descendant, also to those that appear meanwhile; after the grace period SIGKILL."""
+        signalled: set[psutil.Process] = set()
         deadline = time.monotonic() + self.grace
-        at_first = self.asked
-        while time.monotonic() < deadline and self.asked <= max(at_first, 1):
+        requests = self.stop_requests
+        while time.monotonic() < deadline and self.stop_requests <= max(requests, 1):
             left = _descendants()
             if not left:
                 return
-            new = [process for process in left if process not in warned]
+            new = [process for process in left if process not in signalled]
             _signal_all(new, signal.SIGTERM)
-            _signal_all(new, signal.SIGCONT)  # a stopped process hears SIGTERM only when it goes on
-            warned.update(new)
-            self._doze(0.05)
+            _signal_all(new, signal.SIGCONT)  # a stopped process receives SIGTERM only when it continues
+            signalled.update(new)
+            self._wait_for_event(0.05)
         deadline = time.monotonic() + KILL_LIMIT
         while (left := _descendants()) and time.monotonic() < deadline:
             _signal_all(left, signal.SIGKILL)
-            self._doze(0.02)
+            self._wait_for_event(0.02)
 
 
 def _descendants() -> list[psutil.Process]:
-    """All living descendants, the dead of which are reaped elsewhere."""
-    living = []
+    """All live descendants; zombies are reaped elsewhere."""
+    import psutil
+
+    live = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if process.status() != psutil.STATUS_ZOMBIE:
-                living.append(process)
-    return living
+                live.append(process)
+    return live
 
 
 def _reap() -> Iterator[tuple[int, int]]:
-    """(pid, wait status) of every dead child, adopted ones too."""
+    """(pid, wait status) of every child that has ended, adopted ones included."""
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -312,8 +334,8 @@ def _reap() -> Iterator[tuple[int, int]]:
         yield pid, status
 
 
-def _spawn(command: list[str]) -> subprocess.Popen:
-    """Start the command as a child that dies with us and takes signals as usual."""
+def _spawn(command: list[str]) -> subprocess.Popen[bytes]:
+    """Start the command as a child that dies with us, with default signal handlers."""
     supervisor = os.getpid()
 
     def prepare() -> None:
@@ -327,12 +349,12 @@ def _spawn(command: list[str]) -> subprocess.Popen:
 
 
 def main(argv: list[str]) -> int:
-    """`supervisor.py LINE_FD PARENT_PID GRACE_SECONDS -- COMMAND…`"""
-    line, parent, grace, dashes, *command = argv
+    """`supervisor.py SOCKET_FD PARENT_PID GRACE_SECONDS -- COMMAND…`"""
+    descriptor, parent, grace, dashes, *command = argv
     if dashes != "--" or not command:
         print(main.__doc__, file=sys.stderr)
         return 2
-    return _Supervisor(socket.socket(fileno=int(line)), int(parent), float(grace)).run(command)
+    return _Supervisor(socket.socket(fileno=int(descriptor)), int(parent), float(grace)).run(command)
 
 
 if __name__ == "__main__":

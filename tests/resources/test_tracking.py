@@ -40,7 +40,7 @@ def wait_for(what, seconds: float = 60.0):
 
 def history(tracker: MlflowTracker, run_id: str, name: str) -> list[int]:
     """Steps of all recorded points, repeated ones too."""
-    client = tracker.delivery().client
+    client = tracker.uploader().client
     return sorted(m.step for m in client.get_metric_history(run_id, name))
 
 
@@ -121,7 +121,7 @@ def test_a_run_carries_all_that_was_told(tracker, tmp_path):
         run.log_artifact(tmp_path / "report.md", "reports")
         run.register_model(name, weights, alias="candidate", tags={"stemma.data_version": MODEL})
         assert run.run_id
-    client = tracker.delivery().client
+    client = tracker.uploader().client
     seen = client.get_run(run.run_id)
     assert seen.info.status == "FINISHED" and seen.info.run_name == "a run"
     assert seen.data.params == {"depth": "4", "optim.lr": "0.01"}
@@ -154,7 +154,7 @@ def test_runs_are_found_by_the_version_they_made_or_used(tracker):
 def test_a_run_that_raises_ends_with_the_status_that_fits(local, error, status):
     with pytest.raises(error), local.start("base", "fails") as run:
         raise error("no")
-    assert local.delivery().client.get_run(run.run_id).info.status == status
+    assert local.uploader().client.get_run(run.run_id).info.status == status
 
 
 def test_a_server_killed_on_the_way_gets_every_point_once_when_it_is_back(server, tmp_path):
@@ -169,7 +169,7 @@ def test_a_server_killed_on_the_way_gets_every_point_once_when_it_is_back(server
     server.start()
     assert tracker.replay() == (1, 0)
     assert history(tracker, run.run_id, "loss") == list(range(1500))
-    seen = tracker.delivery().client.get_run(run.run_id)
+    seen = tracker.uploader().client.get_run(run.run_id)
     assert (seen.info.status, seen.data.tags["late"]) == ("FINISHED", "yes")
     assert tracker.replay() == (0, 0)
 
@@ -189,17 +189,17 @@ def test_what_was_sent_but_not_acknowledged_is_not_sent_twice(tracker, tmp_path)
         op="model", id=entry.key, name=f"again_{tmp_path.name}", folder="/m", alias="candidate", tags={}
     )
     append(entry.metrics_path, 0, 1200)
-    delivery = tracker.delivery()
-    delivery.deliver(entry)
+    uploader = tracker.uploader()
+    uploader.upload(entry)
     first = entry.sent().run_id
     (entry.folder / "sent.json").unlink()
     append(entry.metrics_path, 1200, 1300)
     entry.append(op="end", status="FINISHED")
-    assert delivery.deliver(entry)
+    assert uploader.upload(entry)
     assert entry.sent().run_id == first
     assert history(tracker, first, "loss") == list(range(1300))
-    assert len(delivery.client.get_run(first).inputs.dataset_inputs) == 1
-    assert len(delivery.client.search_model_versions(f"name = 'again_{tmp_path.name}'")) == 1
+    assert len(uploader.client.get_run(first).inputs.dataset_inputs) == 1
+    assert len(uploader.client.search_model_versions(f"name = 'again_{tmp_path.name}'")) == 1
     entry.close()
 
 
@@ -256,8 +256,8 @@ def test_a_server_that_hangs_holds_nothing_up_and_loses_nothing(tmp_path, root, 
     assert "stemma sync" in done.stderr and "Nothing is lost" in done.stderr
     tracker = remote(server, tmp_path)
     assert tracker.replay() == (1, 0)
-    (run,) = tracker.delivery().client.search_runs(
-        [tracker.delivery().client.get_experiment_by_name("base").experiment_id], "run_name = 'unheard'"
+    (run,) = tracker.uploader().client.search_runs(
+        [tracker.uploader().client.get_experiment_by_name("base").experiment_id], "run_name = 'unheard'"
     )
     assert history(tracker, run.info.run_id, "loss") == list(range(100))
 
@@ -287,7 +287,7 @@ def test_a_killed_process_leaves_a_run_that_ends_as_killed(tmp_path, root, local
     process.wait()
     (entry,) = entries(local.spool_path())
     assert local.replay() == (1, 0)
-    client = local.delivery().client
+    client = local.uploader().client
     experiment = client.get_experiment_by_name("base").experiment_id
     (run,) = client.search_runs([experiment], f"tags.`stemma.run_key` = '{entry.key}'")
     assert run.info.status == "KILLED"
@@ -301,7 +301,7 @@ def test_the_next_run_sends_what_an_earlier_one_could_not(tmp_path):
     here = MlflowTracker(root=str(tmp_path), tracking_uri="sqlite:///mlflow.db")
     with here.start("base", "later"):
         wait_for(lambda: len(entries(here.spool_path())) == 1)
-    client = here.delivery().client
+    client = here.uploader().client
     experiment = client.get_experiment_by_name("base").experiment_id
     assert {r.info.run_name for r in client.search_runs([experiment])} == {"earlier", "later"}
 
@@ -312,12 +312,12 @@ def test_an_alias_is_not_taken_back_by_a_run_that_arrives_late(local, tmp_path):
     with away.start("base", "older") as run:
         run.register_model(name, tmp_path, alias="candidate")
     waiting = entries(local.spool_path())[0]
-    assert waiting.take()  # as if another machine's spool came late
+    assert waiting.try_lock()  # as if another machine's spool came late
     with local.start("base", "newer") as newer:
         newer.register_model(name, tmp_path, alias="candidate")
     waiting.lock.release()
     assert local.replay() == (1, 0)
-    client = local.delivery().client
+    client = local.uploader().client
     assert len(client.search_model_versions(f"name = '{name}'")) == 2
     assert client.get_model_version_by_alias(name, "candidate").run_id == newer.run_id
 
