@@ -8,7 +8,7 @@ from pydantic import Field
 from resources.tracking import MlflowTracker
 
 
-class MlflowTrackerResource(dg.ConfigurableResourceFactory[MlflowTracker]):
+class MlflowTrackerResource(dg.ConfigurableResource[MlflowTracker]):
     """Where runs are tracked: a database file of the project by default, or an MLflow server."""
 
     root: str = Field(description="The project's folder.")
