@@ -66,6 +66,7 @@ CODE = [
     "rules/quality",
     "rules/thresholds",
     "rules/values",
+    "raw_records",
     "stream",
     "unit",
     "urls",

@@ -3,7 +3,6 @@
 Notable: files that the last version copied from the same origin are used again, after hashing them.
 """
 
-import hashlib
 import os
 import shutil
 from collections import Counter
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from core.files import read_json_lines
-from core.hashing import CHUNK, file_sha256
 from core.progress import progress_bar
 from corpus.crawl_spec import check_spec
 from corpus.manifest import (
@@ -27,7 +25,8 @@ from corpus.manifest import (
     write_manifest,
 )
 from corpus.sources.source import FETCH_LOG, FETCHED, BuildContext, SourceFile
-from corpus.warc import BrokenRecord, open_archive, read_records
+from corpus.stream import hash_archive
+from corpus.warc import BrokenRecord, read_records
 
 POOL_BYTES = (
     64 << 20
@@ -83,7 +82,7 @@ def _reusable(previous: Path | None, by_origin: dict[str, WarcFile], origin: str
     if previous is None or file is None:
         return None
     path = previous / file.file
-    return path if path.is_file() and hash_file(path) == (file.bytes, file.sha256) else None
+    return path if path.is_file() and hash_archive(path) == (file.bytes, file.sha256) else None
 
 
 def _describe_all(found: list[SourceFile], description: str, workers: int | None) -> list[WarcFile]:
@@ -107,23 +106,11 @@ def _describe(found: SourceFile, description: str) -> WarcFile:
     for record in read_records(found.path, found.file, counts):
         records += 1
         broken += isinstance(record, BrokenRecord)
-    size, sha256 = hash_file(found.path)
+    size, sha256 = hash_archive(found.path)
     by_type = dict(sorted(counts.items()))
     return WarcFile(
         found.file, size, sha256, records, broken, by_type, found.local, description, found.origin
     )
-
-
-def hash_file(path: str | Path) -> tuple[int, str]:
-    """A file's size in bytes and its SHA-256, local or by URL. Raises OSError."""
-    if "://" not in str(path):
-        return os.path.getsize(path), file_sha256(Path(path))
-    digest, size = hashlib.sha256(), 0
-    with open_archive(path) as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-            size += len(chunk)
-    return size, digest.hexdigest()
 
 
 def verify(folder: Path, root: Path) -> list[str]:
@@ -135,7 +122,7 @@ def _differences(folder: Path, root: Path) -> Iterator[str]:
     for file in read_manifest(folder):
         path = file.path(root, folder)
         try:
-            size, sha256 = hash_file(path)
+            size, sha256 = hash_archive(path)
         except OSError as error:
             yield f"{path}: cannot be read ({error})."
             continue

@@ -1,7 +1,8 @@
-"""From the bytes of an HTTP response as a crawler stored them to status, type, charset and the page itself.
+"""Parse an HTTP response as a crawler stored it: status, content type, charset, and the unpacked body.
 
-Lenient where crawls are known to be loose (headers that say chunked or gzip over a body that is neither, no
+Notable: lenient where crawls are known to be loose (headers that say chunked or gzip over a body that is neither, no
 status text, bare line feeds), strict about size: no body grows beyond `limit` bytes, however it is packed.
+Source: RFC 9110 and 9112.
 """
 
 import re
@@ -16,7 +17,10 @@ CHARSET = re.compile(r"charset\s*=\s*[\"']?\s*([\w.:+-]+)", re.IGNORECASE)
 CHUNK_SIZE = re.compile(rb"[ \t]*([0-9a-fA-F]{1,8})[ \t]*(?:;[^\r\n]*)?\r?\n")
 MAX_HEAD = 64 << 10  # bytes of HTTP header that are looked at
 MAX_CODINGS = 4  # content codings on top of each other; servers use one
-MAGIC = {"gzip": b"\x1f\x8b", "zstd": b"\x28\xb5\x2f\xfd"}  # codings whose absence is told by the first bytes
+MAGIC = {
+    "gzip": b"\x1f\x8b",
+    "zstd": b"\x28\xb5\x2f\xfd",
+}  # first bytes, without which a body is not packed so
 
 
 class BadBody(ValueError):
@@ -106,7 +110,7 @@ def is_whole(block: bytes) -> bool:
 
 
 def unchunk(body: bytes) -> bytes:
-    """Join the chunks of RFC 9112, section 7.1; what is not chunked (any more) stays as it is."""
+    """Join the chunks of RFC 9112, section 7.1; what is not chunked (any more) stays unchanged."""
     parts: list[bytes] = []
     at = 0
     while at < len(body):
@@ -124,7 +128,10 @@ def unchunk(body: bytes) -> bytes:
 
 
 def unpack(body: bytes, coding: str, limit: int) -> bytes:
-    """Undo one content coding; one that is unknown or that the body plainly has not changes nothing."""
+    """Undo one content coding; an unknown one, or one that the body plainly is not in, changes nothing.
+
+    Raises BadBody for a body that does not unpack or has more than `limit` bytes then.
+    """
     coding = {"x-gzip": "gzip", "x-deflate": "deflate"}.get(coding, coding)
     unpacker = UNPACKERS.get(coding)
     if unpacker is None or not body or not body.startswith(MAGIC.get(coding, b"")):
@@ -142,7 +149,7 @@ def _inflate(body: bytes, limit: int, wbits: int = 31) -> bytes:
     while at < len(body) and len(out) <= limit:
         if (
             stream.eof
-        ):  # another member follows; a small window, or a million small members would cost a million copies
+        ):  # another member follows; the window is small again, or many small members cost many copies
             stream, window, began = zlib.decompressobj(wbits), 0, len(out)
         window = min(max(2 * window, 1 << 10), 1 << 20)
         piece = body[at : at + window]
@@ -150,7 +157,7 @@ def _inflate(body: bytes, limit: int, wbits: int = 31) -> bytes:
             out += stream.decompress(piece, limit + 1 - len(out))
         except zlib.error as error:
             if began:
-                del out[began:]  # bytes after the stream are padding, or another that is no good
+                del out[began:]  # bytes after the stream are padding, or a damaged member
                 break
             raise BadBody("bad_encoding", f"body does not decompress: {error}") from error
         at += len(piece) - len(stream.unused_data or stream.unconsumed_tail)
@@ -164,16 +171,17 @@ def _deflate(body: bytes, limit: int) -> bytes:
         try:
             return _inflate(body, limit, -zlib.MAX_WBITS)  # raw, as some servers send it
         except BadBody:
-            return _as_it_is(body, "deflate")
+            return _already_unpacked(body, "deflate")
 
 
 def _brotli(body: bytes, limit: int) -> bytes:
+    """By FastWARC's reader, which tells a body that is cut short and ignores bytes after it: docs/dependencies.md."""
     from fastwarc.stream_io import BrotliReader
 
     try:
         return BrotliReader(BytesIO(body)).read(limit + 1)
     except OSError:  # brotli has no magic bytes to look at first
-        return _as_it_is(body, "br")
+        return _already_unpacked(body, "br")
 
 
 def _zstd(body: bytes, limit: int) -> bytes:
@@ -186,7 +194,7 @@ def _zstd(body: bytes, limit: int) -> bytes:
         raise BadBody("bad_encoding", f"body does not decompress: {error}") from error
 
 
-def _as_it_is(body: bytes, coding: str) -> bytes:
+def _already_unpacked(body: bytes, coding: str) -> bytes:
     """A body that a crawler stored already unpacked under its old header, else BadBody."""
     if body.lstrip()[:1] in (b"<", b"{"):
         return body

@@ -1,29 +1,53 @@
-"""The bytes of a WARC or ARC file, gzip or not, read by something that always knows where it stands.
+"""The bytes of a WARC or ARC file, gzip or not, read by a stream that always knows its position in the file.
 
-Notable: the place of a record is a byte range of the file *as stored*, so that it can be fetched again alone.
+Notable: a record's position is a byte range of the file *as stored*, so that it can be fetched again alone.
 In a file with one gzip member a record (the rule) that range is the member. In a file that is one long member
 it runs from the member's start to the last compressed byte that the record needed. A member that ends early
-or does not decompress sets `fault`, and reading goes on at the next place that looks like a member: nothing
-before or after it is lost. (fastwarc 2.0.1, with which the tests compare, says nothing there.) A member that is
-well is unpacked in one go by ISA-L, in half of zlib's time; what is not goes the slow way, by zlib.
+or does not decompress sets `fault`, and reading continues at the next place that looks like a member: nothing
+before or after it is lost. (FastWARC, with which the tests compare, ends there: docs/dependencies.md.) An intact
+member is unpacked in one go by ISA-L, in half of zlib's time; any other incrementally, by zlib.
 """
 
+import hashlib
+import os
 import re
 import zlib
+from pathlib import Path
 from typing import BinaryIO
 
 from isal import isal_zlib
 
+from core.hashing import file_sha256
+
+ISAL_ERROR: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # the stub calls it an instance
 GZIP_MAGIC = b"\x1f\x8b\x08"  # RFC 1952: ID1, ID2, CM = deflate
-# A member that unpacks to more, and to more than so many times its size.
-BOMB_BYTES, BOMB_RATIO = (
-    256 << 20,
-    100,
-)
+# A member is a bomb if it unpacks to more bytes than this, and to more than so many times its size.
+BOMB_BYTES, BOMB_RATIO = 256 << 20, 100
 CHUNK = 1 << 16  # bytes read from the file, and decompressed, at a time
 MAX_LINE = 1 << 13  # bytes of a header line that are looked at (URLs of several thousand bytes exist)
 # ARC 1.0, the URL record.
 ARC_HEADER = re.compile(rb"(\S.*) (\d{1,3}(?:\.\d{1,3}){3}) (\d{8,20}) (\S+) (\S+)\r?\n?")
+
+
+def open_archive(path_or_url: str | Path) -> BinaryIO:
+    """The file's stored bytes, seekable; local or any fsspec URL. Raises OSError."""
+    if "://" not in str(path_or_url):
+        return open(path_or_url, "rb")
+    import fsspec
+
+    return fsspec.open(str(path_or_url), "rb", compression=None).open()
+
+
+def hash_archive(path_or_url: str | Path) -> tuple[int, str]:
+    """Size in bytes and SHA-256 of a file, local or by URL. Raises OSError."""
+    if "://" not in str(path_or_url):
+        return os.path.getsize(path_or_url), file_sha256(Path(path_or_url))
+    digest, size = hashlib.sha256(), 0
+    with open_archive(path_or_url) as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+            size += len(chunk)
+    return size, digest.hexdigest()
 
 
 def starts_record(line: bytes) -> bool:
@@ -43,8 +67,8 @@ class ArchiveStream:
         self._taken = 0  # bytes at the front of `_buffer` that were taken
         self._member: zlib._Decompress | None = None
         self._member_start = 0
-        self._untouched = False  # nothing of the current member was unpacked yet
-        self._unpacked = 0  # bytes that the current member has given
+        self._untouched = False  # whether nothing of the current member was unpacked yet
+        self._unpacked = 0  # bytes that the current member has unpacked to so far
         # "", "truncated", "corrupt_gzip" or "compression_bomb": why the current member stopped.
         self.fault = ""
         self._load()
@@ -62,7 +86,7 @@ class ArchiveStream:
         return self._raw_end - len(self._raw)
 
     def _open_member(self) -> bool:
-        """Stand at the start of the next gzip member, skipping zero padding and garbage; False at the end."""
+        """Move to the start of the next gzip member, skipping zero padding and garbage; False at the end."""
         self._member = None
         while True:
             at = self._raw.find(GZIP_MAGIC)
@@ -81,17 +105,21 @@ class ArchiveStream:
         return True
 
     def whole_member(self, limit: int) -> bytes | None:
-        """All bytes of the gzip member at whose start the stream stands, taken; None where that cannot be had
-        without a fault and within `limit` bytes, and then nothing is taken."""
+        """Take all bytes of the gzip member that begins at the current position, decompressed.
+
+        None, with nothing taken, where the position is not a member's start or the member has a fault or more than
+        `limit` bytes.
+        """
         if not self._untouched:
             return None
         self._untouched = False
         start, raw, left = self._member_start, self._raw, limit
-        unpack, parts = isal_zlib.decompressobj(wbits=31), []
+        unpack = isal_zlib.decompressobj(wbits=31)
+        parts: list[bytes] = []
         while raw and left:
             try:
                 parts.append(unpack.decompress(raw, left))
-            except isal_zlib.error:
+            except ISAL_ERROR:
                 break
             left -= len(parts[-1])
             if unpack.eof:
@@ -105,18 +133,18 @@ class ArchiveStream:
         return None
 
     def reopen(self, member_start: int) -> None:
-        """Stand at the start of a gzip member again (its offset in the file, without `base`)."""
+        """Go back to the start of a gzip member (its offset in the file, without `base`)."""
         self._seek(member_start)
         self._buffer.clear()
         self._taken = 0
         self._open_member()
 
     def next_member(self) -> bool:
-        """Leave the current gzip member (False: there is no other, or the file is not gzip)."""
+        """Move on to the next gzip member (False: there is none, or the file is not gzip)."""
         if not self.is_gzip:
             return False
         lost = bool(self.fault)
-        if lost:  # broken somewhere: the next member may start anywhere behind its first bytes
+        if lost:  # damaged somewhere: the next member may start anywhere after its first bytes
             self._seek(self._member_start + len(GZIP_MAGIC))
         self._buffer.clear()
         self._taken = 0
@@ -128,7 +156,7 @@ class ArchiveStream:
         return False
 
     def continue_member(self) -> bool:
-        """Go on in the next gzip member, where that continues this one's record and does not start another."""
+        """Continue in the next gzip member, where that continues this one's record and does not start another."""
         start = self._member_start
         if not self.is_gzip or not self._open_member():
             return False
@@ -147,7 +175,7 @@ class ArchiveStream:
         self._raw, self._raw_end = b"", offset
 
     def _fill(self) -> bool:
-        """Put more decompressed bytes of this member into the buffer; False when it has no more to give."""
+        """Put more decompressed bytes of this member into the buffer; False when there are no more."""
         if self._taken > CHUNK:
             del self._buffer[: self._taken]
             self._taken = 0
@@ -176,13 +204,13 @@ class ArchiveStream:
         return len(self._buffer) > before
 
     def offset(self) -> int:
-        """Where in the file the next record starts (its gzip member's start, or the very byte)."""
+        """The file offset where the next record starts (that of its gzip member, or its first byte)."""
         if self.is_gzip:
             return self.base + self._member_start
         return self.base + self._raw_start() - (len(self._buffer) - self._taken)
 
     def end(self) -> int:
-        """The first byte of the file that nothing taken so far needed."""
+        """The file offset of the first byte that nothing taken so far needed."""
         if self.is_gzip:
             return self.base + self._raw_start()
         return self.offset()
@@ -214,27 +242,27 @@ class ArchiveStream:
         return data
 
     def skip(self, size: int) -> int:
-        """Pass over up to `size` bytes without holding them; how many there were."""
+        """Skip up to `size` bytes without keeping them; returns how many there were."""
         left = size
         while left > 0 and (data := self.take(min(left, CHUNK))):
             left -= len(data)
         return size - left
 
-    def at_hand(self) -> bytes:
-        """Some of the bytes that come next: those that are unpacked already, untaken."""
+    def buffered(self) -> bytes:
+        """Some of the bytes that come next, without taking them: those that are unpacked already."""
         return bytes(self._buffer[self._taken : self._taken + CHUNK])
 
     def skip_blank(self) -> None:
-        """Pass over line ends before a record."""
+        """Skip line ends before a record."""
         while self.peek(1):
-            block = self.at_hand()
+            block = self.buffered()
             blank = len(block) - len(block.lstrip(b"\r\n"))
             self._taken += blank
             if blank < len(block):
                 break
 
-    def give_back(self, data: bytes) -> None:
-        """Put bytes that were just taken back in front."""
+    def push_back(self, data: bytes) -> None:
+        """Put back bytes that were just taken, to be read next."""
         self._buffer[: self._taken] = data
         self._taken = 0
 

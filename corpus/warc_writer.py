@@ -4,15 +4,18 @@ Notable: gzip members hold *stored* deflate blocks (RFC 1951, 3.2.4), made here,
 replacements compress the same input to different bytes on different machines. The price is size (factor 3).
 """
 
+import contextlib
 import hashlib
 import zlib
 from base64 import b32encode
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+
+from core.files import atomic_path
 
 GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"  # RFC 1952: no name, time 0, unknown system
 MAX_STORED = 65_535  # bytes of one stored block
+RESPONSE = "application/http; msgtype=response"
 
 
 def stored_gzip(data: bytes) -> bytes:
@@ -34,7 +37,7 @@ def warc_record(
     block: bytes,
     *,
     url: str = "",
-    content_type: str = "application/http; msgtype=response",
+    content_type: str = RESPONSE,
     extra: dict[str, str] | None = None,
 ) -> bytes:
     """A record of WARC 1.1, not compressed. `record_id` is a URN without brackets, `date` is ISO 8601 in UTC."""
@@ -54,30 +57,43 @@ def warc_record(
 
 
 class WarcWriter:
-    """A context manager that writes records one gzip member each, and the file under its name only when done."""
+    """A context manager that writes records one gzip member each; the file gets its name only when it is complete."""
 
     def __init__(self, path: Path):
         self.path = path
-        self._partial = path.with_name(path.name + ".partial")
-        self._file = self._partial.open("wb")
 
     def __enter__(self) -> "WarcWriter":
+        with contextlib.ExitStack() as stack:
+            temporary = stack.enter_context(atomic_path(self.path))
+            self._file = stack.enter_context(temporary.open("wb"))
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
-        if kind is None:
-            self._partial.replace(self.path)
-        else:
-            self._partial.unlink(missing_ok=True)
+        self._stack.__exit__(kind, error, trace)
 
     def write(
-        self, warc_type: str, record_id: str, date: str, block: bytes, *, cut: int = 0, **fields: Any
+        self,
+        warc_type: str,
+        record_id: str,
+        date: str,
+        block: bytes,
+        *,
+        url: str = "",
+        content_type: str = RESPONSE,
+        extra: dict[str, str] | None = None,
+        cut: int = 0,
     ) -> tuple[int, int]:
-        """Append one record (see warc_record); its offset and length in bytes. `cut` bytes at its end are left off."""
-        member = stored_gzip(warc_record(warc_type, record_id, date, block, **fields))
+        """Append one record (see warc_record) without the last `cut` bytes of its member.
+
+        Returns its offset and length in bytes.
+        """
+        record = warc_record(
+            warc_type, record_id, date, block, url=url, content_type=content_type, extra=extra
+        )
+        member = stored_gzip(record)
         member = member[: len(member) - cut]
         offset = self._file.tell()
         self._file.write(member)

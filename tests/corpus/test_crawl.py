@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from corpus.crawl import build_crawl, hash_file, verify
+from corpus.crawl import build_crawl, verify
 from corpus.manifest import read_manifest
 from corpus.sample_web import build
 from corpus.sample_web.texts import manual_texts
+from corpus.stream import hash_archive
 from corpus.warc import read_records
 
 
@@ -29,7 +30,7 @@ def test_the_samples_manifest_counts_what_the_reader_finds(tmp_path, offline):
     for file in files:
         path = file.path(tmp_path, out)
         assert file.local and file.records == len(list(read_records(path, file.name)))
-        assert (file.bytes, file.sha256) == hash_file(path)
+        assert (file.bytes, file.sha256) == hash_archive(path)
     assert verify(out, tmp_path) == []
 
 

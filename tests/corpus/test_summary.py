@@ -13,11 +13,11 @@ from corpus.clean import CleanConfig, clean_crawl
 from corpus.dedup import duplicates
 from corpus.ledger import document_dataset, read_ledger
 from corpus.limits import DETAILS
+from corpus.raw_records import FAULTS
 from corpus.report import charts, plots, summary
 from corpus.report.samples import draw, measured, read_text
 from corpus.rules.meaning import meaning, reason
 from corpus.rules.quality import RULES
-from corpus.warc import FAULTS
 
 
 @pytest.fixture(scope="module")
