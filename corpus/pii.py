@@ -1,10 +1,10 @@
 """Personal data become typed placeholders: <email>, <ip>, <phone>, <iban>, <card>.
 
-A pure function of the document (its text, language and host), so a document reads the same whichever came before it.
-What can be checked is checked: IP addresses are public ones (RFC 6890, by `ipaddress`), IBANs have their country's
+A pure function of the document (its text, language and host), so the result does not depend on the order of documents.
+What can be verified is verified: IP addresses are public ones (RFC 6890, by `ipaddress`), IBANs have their country's
 length and pass mod 97 (ISO 13616), card numbers have an issuer's prefix and length and pass Luhn's check (ISO/IEC
-7812-1), telephone numbers are in corpus/phones.py. Each kind has a cheap gate: a text without digits and @ costs
-next to nothing. What is found how well, and what it costs: docs/pii.md.
+7812-1), telephone numbers are in corpus/phones.py. Each kind has a cheap pre-check: a text without digits and @ costs
+almost nothing. Precision, recall and cost: docs/pii.md.
 """
 
 import ipaddress
@@ -14,17 +14,23 @@ from collections.abc import Collection
 from corpus.choices import PII_KINDS
 from corpus.phones import GAP, find_phones
 
-SUREST = ("email", "ip", "iban", "card", "phone")  # where two overlap, the one with the better check stays
+PRECEDENCE = (
+    "email",
+    "ip",
+    "iban",
+    "card",
+    "phone",
+)  # of two that overlap, the one with the stronger check is kept
 Span = tuple[int, int, str]  # start, end, kind
 
 LOCAL = r"[\w](?:[\w.+%'-]{0,62}[\w])?"
 DOMAIN = r"(?:[\w](?:[\w-]{0,61}[\w])?\.){1,8}[^\W\d_]{2,24}"
 EMAIL = re.compile(rf"(?<![\w.+%@-]){LOCAL}@{DOMAIN}(?![\w@])")
-# "name (at) example.org", "name[at]example[dot]org": written so that programs do not find it, which is a wish.
+# Obfuscated addresses, "name (at) example.org", "name[at]example[dot]org": their authors want no program to use them.
 AT = r"[\[({<]{1,2} ?(?:at|ät|@|arroba|собака|małpa) ?[\])}>]{1,2}"
-VEILED_GATES = [re.compile(rf"\{sign} ?(?:[aA][tT]|ät|@|arr|соб|mał)") for sign in "([{<"]
+OBFUSCATED_GATES = [re.compile(rf"\{bracket} ?(?:[aA][tT]|ät|@|arr|соб|mał)") for bracket in "([{<"]
 DOT = r"(?:\.| ?[\[({<] ?(?:dot|punkt|\.|point|punto|kropka) ?[\])}>] ?)"
-VEILED = re.compile(
+OBFUSCATED = re.compile(
     rf"(?<![\w.+%@-]){LOCAL} ?{AT} ?"
     rf"(?:[\w](?:[\w-]{{0,61}}[\w])?{DOT}){{1,8}}[^\W\d_]{{2,24}}(?![\w@])",
     re.I,
@@ -35,7 +41,7 @@ DIGITS = re.compile(rf"\d(?:\d|{GAP}){{5,}}")
 IPV4 = re.compile(r"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}")
 IPV6_GATE = re.compile(r":[0-9A-Fa-f]{0,4}:")
 IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])")
-# Words before four dotted numbers that make them a version, a section or a rule, not an address.
+# Words before a dotted quad that make it a version, a section or a rule instead of an address.
 NOT_AN_ADDRESS = re.compile(
     r"(?:\b(?:v|ver|vers|version|release|rel|build|firmware|driver|section|chapter|article|clause|rule|"
     r"chrome|firefox|safari|opera|windows|android|ios|kernel|update|patch|§|kapitel|abschnitt|art)\.?\s*|[/§v]\s*)$",
@@ -43,7 +49,7 @@ NOT_AN_ADDRESS = re.compile(
 )
 
 IBAN = re.compile(r"[A-Z]{2}\d{2}(?:[ \u00a0-]?[0-9A-Z]){10,30}")
-IBAN_LENGTHS = {  # of the SWIFT IBAN registry (ISO 13616): country, characters
+IBAN_LENGTHS = {  # country -> characters, from the SWIFT IBAN registry (ISO 13616)
     pair[:2]: int(pair[2:])
     for pair in re.findall(
         r"\w{4}",
@@ -63,7 +69,7 @@ CARD_WORDS = re.compile(
     r"[^\d\n<>]{0,40}$",
     re.I,
 )
-ISSUERS = (  # first and last prefix, lengths: ISO/IEC 7812 ranges as the networks publish them
+ISSUERS = (  # (first prefix, last prefix, lengths): ISO/IEC 7812 ranges as the card networks publish them
     ("4", "4", (13, 16, 19)),  # Visa
     ("51", "55", (16,)),  # Mastercard
     ("2221", "2720", (16,)),
@@ -87,14 +93,14 @@ ISSUERS = (  # first and last prefix, lengths: ISO/IEC 7812 ranges as the networ
 def find_pii(text: str, kinds: Collection[str] = PII_KINDS, language: str = "", host: str = "") -> list[Span]:
     """All personal data of the given kinds as (start, end, kind), in order, none overlapping another.
 
-    `language` (ISO 639-1) and `host` say in which regions' manner telephone numbers may be written.
+    `language` (ISO 639-1) and `host` determine in which regions' national formats telephone numbers are looked for.
     """
     spans: list[Span] = []
     if "email" in kinds:
         spans += [(*span, "email") for span in _emails(text)]
     if "ip" in kinds and IPV6_GATE.search(text):
         spans += [(*m.span(), "ip") for m in IPV6.finditer(text) if _is_address(text, *m.span())]
-    runs = [m.span() for m in DIGITS.finditer(text)]  # one scan for all that is made of digits
+    runs = [m.span() for m in DIGITS.finditer(text)]  # one scan for all kinds made of digits
     for kind in FINDERS.keys() & set(kinds):
         spans += [(*span, kind) for run in runs for span in FINDERS[kind](text, *run)]
     if "phone" in kinds:
@@ -114,9 +120,9 @@ def replace_spans(text: str, spans: list[Span]) -> str:
 def remove_pii(
     text: str, kinds: Collection[str] = PII_KINDS, language: str = "", host: str = ""
 ) -> tuple[str, list[tuple[str, str]]]:
-    """The text with placeholders for all that find_pii finds, until it finds no more, and what that was: (kind, text).
+    """The text with placeholders for all that find_pii finds, until it finds no more; and those findings: (kind, text).
 
-    One round is nearly always all; a number may look otherwise once its neighbour is gone.
+    One round is almost always enough; a number may be read differently once its neighbour is replaced.
     """
     found: list[tuple[str, str]] = []
     while spans := find_pii(text, kinds, language, host):
@@ -132,12 +138,12 @@ def replace_pii(text: str, kinds: Collection[str] = PII_KINDS, language: str = "
 
 def _emails(text: str) -> list[tuple[int, int]]:
     spans, at = [], text.find("@")
-    while at >= 0:  # each @ with what an address can hold around it: a whole text is slow to search
+    while at >= 0:  # around each @, as far as an address can reach: searching the whole text is slow
         found = [m for m in EMAIL.finditer(text, max(0, at - 66), at + 270) if m.start() < at < m.end()]
         spans += [m.span() for m in found if not m.group().lower().endswith(FILE_NAMES)]
         at = text.find("@", at + 1)
-    if any(gate.search(text) for gate in VEILED_GATES):
-        spans += [m.span() for m in VEILED.finditer(text)]
+    if any(gate.search(text) for gate in OBFUSCATED_GATES):
+        spans += [m.span() for m in OBFUSCATED.finditer(text)]
     return spans
 
 
@@ -147,7 +153,7 @@ def _ipv4(text: str, start: int, end: int) -> list[tuple[int, int]]:
 
 
 def _stands_alone(text: str, start: int, end: int) -> bool:
-    """Whether four dotted numbers are no part of a longer number, word or path."""
+    """Whether a dotted quad is not part of a longer number, word or path."""
     before, after = text[start - 1 : start], text[end : end + 2]
     if before.isalnum() or (before and before in ".:/-_"):
         return False
@@ -166,7 +172,7 @@ def _is_public(address: str) -> bool:
 
 
 def _ibans(text: str, start: int, end: int) -> list[tuple[int, int]]:
-    """IBANs around a run of digits, which need not begin in it ("GB29 NWBK 6016 …")."""
+    """IBANs around a run of digits; they may begin before it ("GB29 NWBK 6016 …")."""
     spans = []
     for m in IBAN.finditer(text, max(0, start - 24), end + 24):
         length = IBAN_LENGTHS.get(m.group()[:2])
@@ -179,13 +185,13 @@ def _ibans(text: str, start: int, end: int) -> list[tuple[int, int]]:
 
 
 def _end_of(text: str, start: int, end: int, length: int) -> int | None:
-    """Where the `length`-th letter or digit from `start` ends, if that is before `end`."""
-    places = [i for i in range(start, end) if text[i].isalnum()]
-    return places[length - 1] + 1 if len(places) >= length else None
+    """The end of the `length`-th letter or digit from `start`; None if that is beyond `end`."""
+    positions = [i for i in range(start, end) if text[i].isalnum()]
+    return positions[length - 1] + 1 if len(positions) >= length else None
 
 
 def is_iban(shown: str) -> bool:
-    """Whether an account number has its country's length and the right check digits (ISO 13616, ISO 7064 mod 97-10)."""
+    """Whether an account number has its country's length and correct check digits (ISO 13616, ISO 7064 mod 97-10)."""
     plain = "".join(c for c in shown if c.isalnum())
     if not plain.isascii() or IBAN_LENGTHS.get(plain[:2]) != len(plain):
         return False
@@ -222,8 +228,8 @@ def is_card(shown: str) -> bool:
 
 
 def _without_overlaps(spans: list[Span]) -> list[Span]:
-    """The spans in order, each once; where two overlap, the kind that stands earlier in SUREST stays."""
-    rank = {kind: number for number, kind in enumerate(SUREST)}
+    """The spans in order, each once; where two overlap, the kind earlier in PRECEDENCE is kept."""
+    rank = {kind: number for number, kind in enumerate(PRECEDENCE)}
     kept: list[Span] = []
     for span in sorted(spans, key=lambda s: (rank[s[2]], s[0], -s[1])):
         if all(span[1] <= other[0] or span[0] >= other[1] for other in kept):
