@@ -1,7 +1,8 @@
-"""C4's pass over the lines: drop those that are not prose, cut citation marks, count what its page rules ask for.
+"""C4's pass over the lines: drop those that are not prose, remove citation marks, count what its page rules need.
 
 Source: Raffel et al. 2020, arXiv 1910.10683, section 2.2, in the order of datatrove's C4QualityFilter. The settings
-c4_line_* in quality.py say which lines go. A title line may be short and unpunctuated: C4 had no titles to lose.
+c4_line_* in thresholds.py say which lines are dropped. A title line may be short and unpunctuated: C4's texts had no
+titles.
 """
 
 import re
@@ -11,7 +12,7 @@ from corpus.rules.measures import Page
 from corpus.words import HAS_CJK, Words
 
 CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
-TERMINAL = (".", "?", "!", '"', "。", "！", "？")  # C4's, and the Chinese ones; datatrove takes ' too
+TERMINAL = (".", "?", "!", '"', "。", "！", "？")  # C4's, and the Chinese ones; datatrove accepts ' too
 POLICY = (
     "terms of use",
     "privacy policy",
@@ -20,7 +21,7 @@ POLICY = (
     "use of cookies",
     "use cookies",
 )
-# A token that one of these is in: only then are the lines looked at for what the pass counts and drops.
+# Only where a token contains one of these are the lines searched for what the pass counts and drops.
 TROUBLE = re.compile("lorem|javascript|[{]|terms|policy|cookies", re.IGNORECASE)
 
 
@@ -37,7 +38,7 @@ def clean_lines(page: Page) -> Page:
         title = words.title and number == 0
         stays = not longest or len(line) <= longest or not _too_long(line, longest)
         if stays and not title:
-            # one piece more than is needed is not split; a Chinese line is one piece
+            # split no further than needed; a Chinese line is not split at spaces
             if has_cjk and HAS_CJK.search(line):
                 stays = words.per_line[number] >= fewest
             else:
@@ -59,7 +60,7 @@ def _too_long(line: str, longest: float) -> bool:
 
 
 def _is_sentence(line: str, settings: Mapping[str, float | None]) -> bool:
-    """Whether a line ends as a sentence does."""
+    """Whether a line ends with terminal punctuation."""
     end = _without_citations(line) if settings["c4_line_citations"] else line.rstrip()
     return end.endswith(TERMINAL) and not end.endswith("...")
 
@@ -69,7 +70,7 @@ def _without_citations(line: str) -> str:
 
 
 def _count_trouble(after: Page, lower: str, title: bool) -> bool:
-    """Count lorem ipsum and curly brackets; whether the line stays."""
+    """Count lorem ipsum and curly brackets; return whether the line is kept."""
     settings = after.settings
     after.lorem_ipsum += "lorem ipsum" in lower
     if settings["c4_line_javascript"] and "javascript" in lower and not title:

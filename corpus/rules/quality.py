@@ -1,8 +1,8 @@
 """Is a text worth learning from? The published heuristics of Gopher, C4 and FineWeb, each a named row of a table.
 
 A rule measures one number (measures.py) and compares it with one threshold (thresholds.py, with sources); the first
-rule that fails decides, in the order in which FineWeb's pipeline asks. C4 also edits: it drops lines, and the rules
-after it see what is left. Every threshold can be set on its own, for all languages or for one.
+rule that fails decides, in the order of FineWeb's pipeline. C4 also edits: it drops lines, and the rules after it see
+what is left. Every threshold can be set on its own, for all languages or for one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from corpus.rules import thresholds
 from corpus.rules.languages import COLUMNS, EVERYWHERE, OTHER_LANGUAGES, STOP_WORDS, THRESHOLDS
 from corpus.rules.lines import clean_lines
 from corpus.rules.measures import Page
-from corpus.rules.thresholds import DEFAULT_THRESHOLDS, SETTINGS, Threshold
+from corpus.rules.thresholds import DEFAULT_THRESHOLDS, ROWS, SETTINGS, Threshold
 from corpus.words import Words
 
 if TYPE_CHECKING:
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 class Rule(Threshold):
     """One heuristic: its threshold, and how a text is measured.
 
-    `measure` gives None where the rule does not apply to a text. `at_best`: a cheap number that the measure is never
-    better than; where even that passes, the measure is not taken.
+    `measure` gives None where the rule does not apply to a text. `bound`: a cheap number that the measure is never
+    worse than; where that passes, the measure is not computed.
     """
 
     measure: Callable[[Page], float | None]
-    at_best: Callable[[Page], float] | None = None
+    bound: Callable[[Page], float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ MEASURES: dict[str, Callable[[Page], float | None]] = {
     "fineweb_dup_line_chars": m.fineweb_dup_line_char_fraction,
     "fineweb_line_breaks": m.line_break_ratio,
 }
-AT_BEST: dict[str, Callable[[Page], float]] = {
+BOUNDS: dict[str, Callable[[Page], float]] = {
     **{f"gopher_top_{n}_gram": m.top_ngram_at_most(n) for n in (2, 3, 4)},
     **dict.fromkeys((f"gopher_dup_{n}_grams" for n in range(5, 11)), m.dup_ngram_at_most),
     "gopher_stop_words": m.stop_words_at_least,
@@ -87,7 +87,7 @@ def _rules(rows: tuple[Threshold, ...]) -> tuple[Rule, ...]:
         Rule(
             *(getattr(row, name) for name in names),
             measure=MEASURES[row.name],
-            at_best=AT_BEST.get(row.name),
+            bound=BOUNDS.get(row.name),
         )
         for row in rows
     )
@@ -101,13 +101,13 @@ LINE_SETTINGS = tuple(setting.name for setting in SETTINGS if setting.name.start
 
 @dataclass(frozen=True)
 class Limits:
-    """What the texts of one language are held to: thresholds by name, and word lists."""
+    """The limits for texts of one language: thresholds by name, the rules that are on, and word lists."""
 
     thresholds: Mapping[str, float | None]
     before_c4: tuple[tuple[Rule, float], ...]
     after_c4: tuple[tuple[Rule, float], ...]
     stop_words: frozenset[str] | None = None
-    bad_words: re.Pattern | None = None
+    bad_words: re.Pattern[str] | None = None
 
     @property
     def reads_lines(self) -> bool:
@@ -124,13 +124,12 @@ def limits_for(
     bad_words: tuple[str, ...] = (),
 ) -> Limits:
     """The limits of a language (ISO 639-1): the table's, then the flavour's, the language's and `thresholds`."""
-    rows = (*RULES, *SETTINGS)
     values = dict(DEFAULT_THRESHOLDS)
     row = THRESHOLDS.get(language)
     own = EVERYWHERE | dict(zip(COLUMNS, row, strict=True)) if row else OTHER_LANGUAGES
     if flavour == "papers":
-        values |= {each.name: each.papers for each in rows if not isinstance(each.papers, str)}
-        if language != "en":  # what cannot be asked of a language is not asked
+        values |= {each.name: each.papers for each in ROWS if not isinstance(each.papers, str)}
+        if language != "en":  # a rule that does not fit a language stays off
             values |= {name: None for name in COLUMNS if own.get(name, 0) is None}
     elif language != "en":
         values |= own
@@ -138,8 +137,8 @@ def limits_for(
     bad = "|".join(map(re.escape, sorted(bad_words)))
     return Limits(
         values,
-        tuple((rule, float(values[rule.name])) for rule in BEFORE_C4 if values[rule.name] is not None),
-        tuple((rule, float(values[rule.name])) for rule in AFTER_C4 if values[rule.name] is not None),
+        _switched_on(BEFORE_C4, values),
+        _switched_on(AFTER_C4, values),
         frozenset(STOP_WORDS[language].split()) if language in STOP_WORDS else None,
         re.compile(rf"(?<!\w)(?:{bad})(?!\w)" if language not in ("zh", "ja", "th") else bad)
         if bad
@@ -147,8 +146,16 @@ def limits_for(
     )
 
 
+def _switched_on(
+    rules: tuple[Rule, ...], limits: Mapping[str, float | None]
+) -> tuple[tuple[Rule, float], ...]:
+    """The rules that have a limit, each with it."""
+    named = ((rule, limits[rule.name]) for rule in rules)
+    return tuple((rule, float(limit)) for rule, limit in named if limit is not None)
+
+
 def limits_of(config: CleanConfig, language: str) -> Limits:
-    """What texts of a language (ISO 639-1) are held to by these settings."""
+    """The limits for texts of a language (ISO 639-1) under these settings."""
     own = {**config.thresholds, **config.language_thresholds.get(language, {})}
     return limits_for(language, config.rules, tuple(own.items()), config.bad_words)
 
@@ -165,7 +172,7 @@ def judge(words: Words, limits: Limits) -> Verdict | Words:
 
 def _first_failure(rules: tuple[tuple[Rule, float], ...], page: Page) -> Verdict | None:
     for rule, limit in rules:
-        if rule.at_best and not rule.fails(rule.at_best(page), limit):
+        if rule.bound and not rule.fails(rule.bound(page), limit):
             continue
         value = rule.measure(page)
         if value is not None and rule.fails(value, limit):

@@ -17,7 +17,7 @@ DATATROVE = "datatrove"
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """A rule's row: fail a page whose measure is above the limit (side 'max') or below it (side 'min').
+    """A rule's row: a page fails whose measure is above the limit (side 'max') or below it (side 'min').
 
     `limit`: flavour "fineweb", English; None is off. `papers`: flavour "papers".
     """
@@ -36,7 +36,7 @@ class Threshold:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A number that is no page rule: how a measure counts, or how C4's pass edits lines. None or 0 is off."""
+    """A number that is not a page rule: how a measure counts, or how C4's pass edits lines. None or 0 is off."""
 
     name: str
     limit: float | None
@@ -48,10 +48,10 @@ class Setting:
 
 _CHARS = "of all characters, spaces included, as in datatrove"
 _REPEATED = f"{_CHARS}; the first occurrence is not counted (gopher_first_of_repeated)"
-_PARTED = "an extractor that leaves no empty lines leaves one paragraph"
+_PARAGRAPHS = "an extractor that writes no empty lines gives one paragraph"
 BEFORE_C4: tuple[Threshold, ...] = (
-    Threshold("gopher_dup_paragraphs", "max", 0.30, GOPHER_TABLE, _PARTED),
-    Threshold("gopher_dup_paragraph_chars", "max", 0.20, GOPHER_TABLE, _PARTED),
+    Threshold("gopher_dup_paragraphs", "max", 0.30, GOPHER_TABLE, _PARAGRAPHS),
+    Threshold("gopher_dup_paragraph_chars", "max", 0.20, GOPHER_TABLE, _PARAGRAPHS),
     Threshold("gopher_dup_lines", "max", 0.30, GOPHER_TABLE),
     Threshold("gopher_dup_line_chars", "max", 0.20, GOPHER_TABLE),
     *(
@@ -66,35 +66,37 @@ BEFORE_C4: tuple[Threshold, ...] = (
     Threshold("gopher_max_words", "max", 100_000, GOPHER),
     Threshold("gopher_min_word_length", "min", 3, GOPHER),
     Threshold("gopher_max_word_length", "max", 10, GOPHER),
-    Threshold("gopher_hashes", "max", 0.1, GOPHER, "a word: see gopher_signs_are_words"),
-    Threshold("gopher_ellipses", "max", 0.1, GOPHER, "a word: see gopher_signs_are_words"),
-    Threshold("gopher_bullet_lines", "max", 0.9, GOPHER, "bullets: • and -, as datatrove"),
+    Threshold("gopher_hashes", "max", 0.1, GOPHER, "what is a word: see gopher_signs_are_words"),
+    Threshold("gopher_ellipses", "max", 0.1, GOPHER, "what is a word: see gopher_signs_are_words"),
+    Threshold("gopher_bullet_lines", "max", 0.9, GOPHER, "bullets: • and -, as in datatrove"),
     Threshold("gopher_ellipsis_lines", "max", 0.3, GOPHER),
-    Threshold("gopher_letters", "min", 0.8, GOPHER, "a word: see gopher_signs_are_words"),
+    Threshold("gopher_letters", "min", 0.8, GOPHER, "what is a word: see gopher_signs_are_words"),
     Threshold(
         "gopher_stop_words",
         "min",
         2,
         GOPHER,
-        "distinct words, case-sensitive, as datatrove; the paper names eight English words",
+        "distinct words, case-sensitive, as in datatrove; the paper names eight English words",
     ),
 )
 AFTER_C4: tuple[Threshold, ...] = (
     Threshold("c4_lorem_ipsum", "max", 0, C4),
-    Threshold("c4_curly_bracket", "max", 0, C4, "asked of the lines that are left, as in both codes"),
+    Threshold(
+        "c4_curly_bracket", "max", 0, C4, "applied to the lines that are left, as in both implementations"
+    ),
     Threshold(
         "c4_bad_words",
         "max",
         0,
         C4,
-        "the list is yours (setting bad_words); C4 took LDNOOBW's; FineWeb did not ask",
+        "a list of your own (setting bad_words); C4 used LDNOOBW's; FineWeb does not apply it",
     ),
     Threshold(
         "c4_min_sentences",
         "min",
         5,
         C4,
-        "5 in the edition that datatrove cites, and there; 3 in arXiv's last edition and C4's published code",
+        "5 in the version that datatrove cites and in datatrove; 3 in arXiv's last version and in C4's published code",
         papers=3,
     ),
     Threshold(
@@ -102,14 +104,14 @@ AFTER_C4: tuple[Threshold, ...] = (
         "min",
         None,
         "mC4, arXiv 2010.11934, section 3.1",
-        "3 in mC4, which asked it in the place of terminal punctuation; FineWeb did not ask",
+        "3 in mC4, which applied it instead of terminal punctuation; FineWeb does not apply it",
     ),
     Threshold(
         "fineweb_line_ends",
         "min",
         0.12,
         FINEWEB,
-        "the paper drops at the threshold too, datatrove below it only",
+        "the paper drops at the threshold too, datatrove only below it",
     ),
     Threshold("fineweb_short_lines", "max", 0.67, FINEWEB, "see fineweb_short_line_chars"),
     Threshold(
@@ -117,7 +119,7 @@ AFTER_C4: tuple[Threshold, ...] = (
         "max",
         0.01,
         FINEWEB,
-        "0.1 in the paper, 0.01 in datatrove; FineWeb-2 went back to 0.1",
+        "0.1 in the paper, 0.01 in datatrove; FineWeb-2 returned to 0.1",
         papers=0.1,
     ),
     Threshold(
@@ -143,45 +145,46 @@ SETTINGS = (
         0,
         "the first occurrence of a repeated n-gram counts too in gopher_dup_N_grams",
         DATATROVE,
-        "the paper counts the characters contained within all duplicate n-grams; datatrove later ones only",
+        "the paper counts the characters within all duplicate n-grams; datatrove those of later ones only",
         papers=1,
     ),
     Setting(
         "fineweb_short_line_chars",
         30,
-        "longest short line, characters",
+        "longest line that counts as short, characters",
         FINEWEB,
-        "the paper says shorter than 30 characters, datatrove takes 30 as short too",
+        "the paper says shorter than 30 characters; in datatrove 30 is short too",
         papers=29,
     ),
     Setting(
         "c4_line_max_word_length",
         1000,
-        "lines with a longer word go, characters",
+        "longest word of a line, characters; lines with a longer one are dropped",
         C4_CODE,
         "in the code only, not in the paper",
         papers=None,
     ),
-    Setting("c4_line_citations", 1, "marks like [1], [edit], [citation needed] are cut out", C4),
+    Setting("c4_line_citations", 1, "citation marks like [1], [edit], [citation needed] are removed", C4),
     Setting(
         "c4_line_terminal_punctuation",
         None,
-        'lines that do not end with . ? ! or ", or end with ..., go',
+        'lines that do not end with . ? ! or ", or that end with ..., are dropped',
         C4,
-        "C4 asked for it; FineWeb (section 3.5) saw it take 30 % of the tokens and left it out",
+        "C4 required it; FineWeb (section 3.5) left it out, since it dropped 30 % of the tokens",
         papers=1,
     ),
     Setting(
         "c4_line_min_words",
         3,
-        "lines of fewer words go",
+        "fewest words of a line; lines with fewer are dropped",
         C4,
-        "3 in the edition that datatrove cites, and there; 5 in arXiv's last edition and C4's published code",
+        "3 in the version that datatrove cites and in datatrove; 5 in arXiv's last version and in C4's published code",
         papers=5,
     ),
-    Setting("c4_line_javascript", 1, "lines with the word javascript go", C4),
-    Setting("c4_line_policy", 1, "lines that speak of cookies, privacy policy or terms of use go", C4),
+    Setting("c4_line_javascript", 1, "lines with the word javascript are dropped", C4),
+    Setting(
+        "c4_line_policy", 1, "lines that mention cookies, privacy policy or terms of use are dropped", C4
+    ),
 )
-DEFAULT_THRESHOLDS: dict[str, float | None] = {
-    row.name: row.limit for row in (*BEFORE_C4, *AFTER_C4, *SETTINGS)
-}
+ROWS: tuple[Threshold | Setting, ...] = (*BEFORE_C4, *AFTER_C4, *SETTINGS)
+DEFAULT_THRESHOLDS: dict[str, float | None] = {row.name: row.limit for row in ROWS}

@@ -1,9 +1,9 @@
-"""What every rule measured on every page that came as far as the rules: the optional part `values` of a corpus.
+"""What every rule measured on every page that reached the rules: the optional part `values` of a corpus.
 
-With `record_values`, `values/*.parquet` stands beside `ledger/*.parquet`, part by part: one row a page, one column a
-rule, and `row`, the place of the page's row in the ledger's part of the same name. The rules after C4's pass are
+With `record_values`, `values/*.parquet` is written beside `ledger/*.parquet`, part by part: one row a page, one column
+a rule, and `row`, the index of the page's row in the ledger's part of the same name. The rules after C4's pass are
 measured on the text that the pass leaves, which no page rule's threshold changes; so these numbers and the ledger
-say what any other threshold would have decided (simulate.py). A null means that the rule does not apply.
+determine what any other threshold would have decided (simulate.py). A null means that the rule does not apply.
 """
 
 from typing import Any
@@ -28,7 +28,7 @@ VALUES_SCHEMA = pa.schema(
 
 
 def measure_all(words: Words, limits: Limits, language: str, language_score: float) -> dict[str, Any]:
-    """One row of VALUES_SCHEMA, but for `row`: every rule's value, of rules that are switched off too."""
+    """One row of VALUES_SCHEMA without `row`: every rule's value, including rules that are switched off."""
     page = Page(words, limits.thresholds, limits.stop_words, limits.bad_words)
     left = clean_lines(page)
     return {

@@ -118,9 +118,9 @@ def test_the_simulation_says_what_cleaning_again_does(crawl, corpus, tmp_path, r
         values = pq.read_table(part)
         ids = pq.read_table(corpus / "ledger" / part.name)["record_id"].take(values["row"]).to_pylist()
         renamed = {"language_score": "uncertain_language"}
-        foretold = [renamed.get(name, name) for name in verdicts(values, config)]
+        predicted = [renamed.get(name, name) for name in verdicts(values, config)]
         then = fates(again)
-        assert foretold == [then[record] for record in ids]
+        assert predicted == [then[record] for record in ids]
     found, before, after = simulate([corpus], rule, threshold), fates(corpus), fates(again)
     kept = {row["record_id"] for row in read_ledger(corpus).to_pylist() if row["outcome"] == "kept"}
     assert found.kept_now_dropped == sum(bool(after[record]) for record in kept)
@@ -179,9 +179,9 @@ def test_the_command_line_asks_the_ledger(root, corpus):
     command = [sys.executable, "stemma.py", "corpus", "simulate", "--rule", "gopher_min_words"]
     command += ["--crawl", str(corpus)]
     done = subprocess.run([*command, "--threshold", "90", "--json"], cwd=root, capture_output=True, text=True)
-    told = json.loads(done.stdout)
-    assert told["kept_now_dropped"] == simulate([corpus], "gopher_min_words", 90).kept_now_dropped > 0
-    assert all(re.match("http://[ab].example/", e["url"]) for e in told["examples"]["kept_now_dropped"])
+    answer = json.loads(done.stdout)
+    assert answer["kept_now_dropped"] == simulate([corpus], "gopher_min_words", 90).kept_now_dropped > 0
+    assert all(re.match("http://[ab].example/", e["url"]) for e in answer["examples"]["kept_now_dropped"])
     done = subprocess.run([*command, "--threshold", "off"], cwd=root, capture_output=True, text=True)
     assert "gopher_min_words at off instead of 50" in done.stdout, done.stderr
     done = subprocess.run([*command, "--threshold", "many"], cwd=root, capture_output=True, text=True)
