@@ -1,1 +1,1 @@
-"""What people look at: the funnel, its pictures, pages of every rule, one HTML page of it all."""
+"""Reports on a cleaned corpus for people: the funnel, plots, sample pages of every rule, one HTML page of it all."""

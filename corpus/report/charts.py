@@ -1,22 +1,23 @@
-"""Column charts as plain numbers: boxes and texts in SVG's coordinates, which the report's template draws."""
+"""Column charts as plain numbers: boxes and texts in SVG coordinates, which the report's template draws."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-WIDTH, HEIGHT, BASE = 400, 150, 130  # of the drawing; the columns stand on y = BASE
-VALUES_BASE = 54
+DECIDES_NOTHING = "drawings for the report"
+WIDTH, HEIGHT, BASE = 400, 150, 130  # of a drawing, in its own units; the columns stand on y = BASE
+VALUES_BASE = 54  # BASE of the drawing of a rule's values
 BINS = 28  # of a rule's values
 
 
 def columns(
     names: Sequence[str], series: Mapping[str, Sequence[int]], *, every: int = 1, root: bool = False
 ) -> dict[str, Any]:
-    """Stacked columns: `series` is CSS class -> a count for each name; `every` n-th name is written below.
+    """Stacked columns: `series` maps a CSS class to a count for each name; every `every`-th name is written below.
 
-    `root` draws the square root of the sums, for counts that differ by orders of magnitude.
+    `root`: heights are square roots of the sums, for counts that differ by orders of magnitude.
     """
     sums = [sum(counts) for counts in zip(*series.values(), strict=True)]
     scale = math.sqrt if root else float
@@ -40,23 +41,23 @@ def columns(
 
 
 def values(
-    counts: Mapping[float, int], limits: Sequence[float], number: Any, side: str = ""
+    counts: Mapping[float, int], limits: Sequence[float], number: Callable[[float], str], side: str = ""
 ) -> dict[str, Any] | None:
-    """The values that a rule measured, with its limits as lines; None for too few kinds of value.
+    """A histogram of the values that a rule measured, with its limits as lines; None for fewer than four values.
 
-    On a logarithmic axis where they span more than two orders of magnitude; the heights are square roots. `number`
-    writes a value. `side`: the values are those of all pages, and the rule drops what is above ('max') or below
-    ('min') its limit; with several limits (one a language) what is beyond all of them is drawn as dropped.
+    On a logarithmic axis where they span more than two orders of magnitude; heights are square roots. `number` formats
+    a value. `side`: the values are those of all pages, and the rule drops what is above ('max') or below ('min') its
+    limit; with several limits (one a language) what is beyond all of them is drawn as dropped.
     """
     found = {value: pages for value, pages in counts.items() if math.isfinite(value)}
     if len(found) < 4:
         return None
     low, high = min([*found, *limits]), max([*found, *limits])
-    wide = low > 0 and high / low > 100
-    start, span = (math.log(low), math.log(high / low)) if wide else (low, high - low)
+    logarithmic = low > 0 and high / low > 100
+    start, span = (math.log(low), math.log(high / low)) if logarithmic else (low, high - low)
 
     def place(value: float) -> float:
-        return WIDTH * ((math.log(value) if wide else value) - start) / span
+        return WIDTH * ((math.log(value) if logarithmic else value) - start) / span
 
     bins = [0] * BINS
     for value, pages in found.items():
@@ -75,9 +76,9 @@ def values(
     marks = [round(place(limit), 1) for limit in sorted(limits)]
     if marks:
         left = marks[-1] < WIDTH / 2
-        words = ("limit " if len(limits) == 1 else "limits ") + ", ".join(map(number, sorted(limits)))
+        label = ("limit " if len(limits) == 1 else "limits ") + ", ".join(map(number, sorted(limits)))
         x = marks[-1] + 5 if left else marks[0] - 5
-        texts.append(_text(x, 12, words, "limit", "start" if left else "end"))
+        texts.append(_text(x, 12, label, "limit", "start" if left else "end"))
     drawing = {"width": WIDTH, "height": VALUES_BASE + 16, "base": VALUES_BASE}
     return drawing | {"boxes": boxes, "texts": texts, "marks": marks}
 

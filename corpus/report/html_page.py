@@ -1,10 +1,10 @@
-"""What became of a crawl as one HTML page: funnel, hosts, languages, lengths, and pages of every rule to look at.
+"""The report on a cleaned crawl as one HTML page: funnel, hosts, languages, lengths, and sample pages of every rule.
 
     write_report(Path("data/cleaned_corpus/news"), sources, Path("reports/cleaned_corpus/news.html"))
 
-It opens offline and holds no script and no remote resource; texts of strange pages stand in it, escaped, behind a
-content security policy, and their addresses are no links. The same corpus gives the same bytes. It stands beside
-the versioned corpus, not inside: a report drawn differently must not make a model be trained anew.
+It opens offline and has no script and no remote resource; texts of untrusted pages are escaped, behind a content
+security policy, and their addresses are not links. The same corpus gives the same bytes. It is written beside the
+versioned corpus, not inside: another layout of the report must not cause a model to be retrained.
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from core.files import write_atomically
 from corpus import ledger
 from corpus.report import charts, summary
 from corpus.report.samples import PER_RULE, Drawn, draw, measured, read_texts, sources_of
 from corpus.rules.meaning import YES_OR_NO, meaning, number
 from corpus.rules.quality import BY_NAME
 
+DECIDES_NOTHING = "a page for people, outside the versioned folders"
 REPORTS = Path("reports") / "cleaned_corpus"  # in a project; not versioned
 EXCERPT = 420  # characters of a page's text
 MAX_URL = 300  # characters
 TOP_HOSTS, TOP_LANGUAGES = 15, 12
-NO_LIMIT = YES_OR_NO | {"http_status"}  # rules whose threshold says nothing
-MOST_LIMITS = 4  # limits of one rule (they may differ by language) that are drawn
-SHOW_COUNTS = 8  # distinct values up to which they are listed, not drawn
+NO_LIMIT = YES_OR_NO | {"http_status"}  # rules whose threshold carries no information
+MOST_LIMITS = 4  # limits of one rule (they may differ by language) that are drawn; of more, none
+SHOW_COUNTS = 8  # distinct values that are listed; more are drawn
 
 
 def write_report(
@@ -37,29 +39,28 @@ def write_report(
 ) -> Path:
     """Write the report of a cleaned corpus to `out`, by rename; return `out`.
 
-    `sources`: the crawl's files by the name they go by in the ledger, to read pages back from; those that are not
-    there are said to be missing. `tokenizer`: a tokenizer.json to count tokens with, else they are estimated.
-    `drawn`: what corpus.report.samples.draw gave, if it was asked already.
+    `sources`: the crawl's files by their names in the ledger, to read pages back from; the report names those that are
+    missing. `tokenizer`: a tokenizer.json to count tokens with, else they are estimated. `drawn`: the result of
+    corpus.report.samples.draw, if the caller has it. Raises MissingError where `folder` is not a cleaned corpus.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
-    partial.write_text(render(folder, sources, tokenizer, drawn), "utf-8")
-    return partial.replace(out)
+    write_atomically(out, render(folder, sources, tokenizer, drawn))
+    return out
 
 
 def report_of(root: Path, crawl: str) -> Path:
     """Write the report of a project's cleaned crawl to reports/cleaned_corpus/CRAWL.html; return its path.
 
-    Counts tokens with the project's own tokenizer where there is one. Raises FileNotFoundError, a sentence, where
-    the crawl is not cleaned.
+    Counts tokens with the project's own tokenizer where there is one. Raises MissingError where the crawl is not
+    cleaned.
     """
     folder, out = root / "data" / "cleaned_corpus" / crawl, root / REPORTS / f"{crawl}.html"
     tokenizer = root / "data" / "tokenizer" / "tokenizer.json"
-    summary.load(folder)  # before anything else, so that the sentence is about what is missing
+    summary.load(folder)  # first, so that the error names what is missing
     try:
         sources = sources_of(root, crawl)
     except FileNotFoundError:
-        sources = {}  # the report says of each page that its file is not here
+        sources = {}  # the report then notes at each page that its file is not here
     return write_report(folder, sources, out, tokenizer if tokenizer.is_file() else None)
 
 
@@ -72,10 +73,10 @@ def render(
     """The report as HTML text."""
     from jinja2 import Environment, FileSystemLoader
 
-    place = Environment(
+    environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    return place.get_template("page.html").render(_content(folder, sources, tokenizer, drawn))
+    return environment.get_template("page.html").render(_content(folder, sources, tokenizer, drawn))
 
 
 def _content(
@@ -86,8 +87,8 @@ def _content(
 ) -> dict[str, Any]:
     stats = summary.load(folder)
     pages, share = drawn or draw(folder)
-    ended = [d for d in pages if d.rule]
-    shown = _samples(folder, ended, sources)
+    not_kept = [d for d in pages if d.rule]
+    shown = _samples(folder, not_kept, sources)
     tokens = summary.tokens(stats, folder, tokenizer)
     return {
         "crawl": stats["crawl"],
@@ -108,10 +109,10 @@ def _content(
         "hosts_sentence": f"{stats['hosts']['read']:,} hosts were read, {stats['hosts']['kept']:,} have a "
         "document that was kept.",
         "truth": summary.truth_lines(stats),
-        "ids": {(d.stage, d.rule): _id(d) for d in ended},
+        "ids": {(d.stage, d.rule): _id(d) for d in not_kept},
         "per_rule": PER_RULE,
         "share": share,
-        "rules": [_rule(folder, d, shown, stats) for d in ended],
+        "rules": [_rule(folder, d, shown, stats) for d in not_kept],
         "kept": [page for d in pages if not d.rule for page in _kept(folder, d)],
     }
 
@@ -146,7 +147,7 @@ def _languages(stats: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _hosts(stats: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """The hosts with the most documents, and those with the most records, each beside what became of them."""
+    """The hosts with the most documents kept and those with the most records read, with both counts of each."""
     tables = (("Most documents kept", "most_kept"), ("Most records read", "most_read"))
     rows = {name: list(stats["hosts"][name].items())[:TOP_HOSTS] for _, name in tables}
     return [(title, [{"name": host} | seen for host, seen in rows[name]]) for title, name in tables]
@@ -171,15 +172,15 @@ def _id(drawn: Drawn) -> str:
 def _rule(
     folder: Path, drawn: Drawn, shown: Mapping[str, dict[str, Any]], stats: Mapping[str, Any]
 ) -> dict[str, Any]:
-    limits = {row["threshold"] for row in drawn.rows} - {None}
-    limits = [] if drawn.rule in NO_LIMIT or len(limits) > MOST_LIMITS else sorted(limits)
+    distinct = {row["threshold"] for row in drawn.rows} - {None}
+    limits = [] if drawn.rule in NO_LIMIT or len(distinct) > MOST_LIMITS else sorted(distinct)
     counts = sorted(drawn.values.items(), key=lambda item: (-item[1], item[0]))
     listed = ", ".join(f"{number(value)} ({pages:,} ×)" for value, pages in counts)
     of_all = measured(folder, drawn.rule) if drawn.stage == "quality" else None
     chart = charts.values(drawn.values, limits, number) if len(counts) > SHOW_COUNTS else None
-    if of_all:  # recorded for every page: show both sides of the limit
+    if of_all:  # recorded for every page: draw both sides of the limit
         chart = charts.values(of_all, limits, number, BY_NAME[drawn.rule].side)
-    if drawn.rule == "other_language":  # its value is how surely; what matters is which
+    if drawn.rule == "other_language":  # its value is a certainty; what matters is the language
         chart, listed = None, ", ".join(f"{name} ({n:,} ×)" for name, n in stats["other_languages"].items())
     part = f"{100 * drawn.pages / max(1, stats['records']):.1f} %"
     return {
@@ -197,23 +198,23 @@ def _rule(
 
 
 def _limits(limits: Sequence[float]) -> str:
-    words = ", ".join(map(number, limits))
-    return "" if not limits else f"Limit {words}." if len(limits) == 1 else f"Limits {words}, by language."
+    listed = ", ".join(map(number, limits))
+    return "" if not limits else f"Limit {listed}." if len(limits) == 1 else f"Limits {listed}, by language."
 
 
 def _samples(
-    folder: Path, ended: Sequence[Drawn], sources: Mapping[str, str | Path]
+    folder: Path, not_kept: Sequence[Drawn], sources: Mapping[str, str | Path]
 ) -> dict[str, dict[str, Any]]:
-    """What is shown of each drawn page, by record id. Failed ones are not parsed again: they may be why it failed."""
-    rows = [row for d in ended for row in d.rows]
+    """The details of each drawn page, by record id. Failed ones are not parsed again: they may crash the parser."""
+    rows = [row for d in not_kept for row in d.rows]
     parsed = [row for row in rows if row["outcome"] != ledger.FAILED]
     read = read_texts(parsed, sources, 2 * EXCERPT)
     texts = {row["record_id"]: found for row, found in zip(parsed, read, strict=True)}
-    twins = _twins(folder, rows)
-    return {row["record_id"]: _sample(row, *texts.get(row["record_id"], ("", "")), twins) for row in rows}
+    originals = _originals(folder, rows)
+    return {row["record_id"]: _sample(row, *texts.get(row["record_id"], ("", "")), originals) for row in rows}
 
 
-def _sample(row: Mapping[str, Any], text: str, note: str, twins: Mapping[str, str]) -> dict[str, Any]:
+def _sample(row: Mapping[str, Any], text: str, note: str, originals: Mapping[str, str]) -> dict[str, Any]:
     """One dropped page: address, facts, the page that was kept in its place, and the beginning of its text."""
     by_language = row["stage"] in ("language", "quality", "dedup") and row["detail"]
     detail = row["detail"] or ""
@@ -228,11 +229,11 @@ def _sample(row: Mapping[str, Any], text: str, note: str, twins: Mapping[str, st
             else f", limit {number(row['threshold'])}"
         )
         facts.append(f"measured {number(row['value'])}{limit}")
-    twin = row["duplicate_of"] and twins.get(row["duplicate_of"], row["duplicate_of"])
+    original = row["duplicate_of"] and originals.get(row["duplicate_of"], row["duplicate_of"])
     return {
         "url": _cut(row["url"], MAX_URL),
         "facts": [fact for fact in facts if fact],
-        "twin": twin and _cut(twin, MAX_URL),
+        "original": original and _cut(original, MAX_URL),
         "note": _cut(note, EXCERPT),
         "language": row["detail"] if by_language else "",
         "text": _excerpt(text),
@@ -240,6 +241,7 @@ def _sample(row: Mapping[str, Any], text: str, note: str, twins: Mapping[str, st
 
 
 def _kept(folder: Path, drawn: Drawn) -> list[dict[str, Any]]:
+    """The details of the kept pages that were drawn."""
     ids = [row["record_id"] for row in drawn.rows]
     found = (
         {d["record_id"]: d for d in ledger.find_rows(folder, "record_id", ids, "documents")} if ids else {}
@@ -252,7 +254,7 @@ def _kept(folder: Path, drawn: Drawn) -> list[dict[str, Any]]:
                 f"language {d['language']} ({d['language_score']:.2f})",
                 f"{d['n_bytes']:,} bytes",
             ],
-            "twin": "",
+            "original": "",
             "note": "",
             "language": d["language"],
             "text": _excerpt(d["text"]),
@@ -262,7 +264,7 @@ def _kept(folder: Path, drawn: Drawn) -> list[dict[str, Any]]:
 
 
 def _excerpt(text: str) -> str:
-    """The beginning of a text, without personal data and without signs that steer a browser or a terminal."""
+    """The beginning of a text, without personal data and without control characters."""
     from unicodedata import category
 
     from corpus.pii import replace_pii
@@ -275,7 +277,7 @@ def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else text[:most].rstrip() + " …"
 
 
-def _twins(folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _originals(folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """URL of each kept page that one of the rows is a copy of, as far as it is in this corpus."""
     wanted = {row["duplicate_of"] for row in rows if row["duplicate_of"]}
     found = ledger.find_rows(folder, "record_id", wanted) if wanted else []

@@ -1,19 +1,24 @@
-"""Small pictures of a cleaned corpus for Dagster's asset page: PNG bytes, some 20 to 40 kB, drawn without a display."""
+"""Small plots of a cleaned corpus for Dagster's asset page: PNG bytes, some 20 to 40 kB, drawn without a display."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from corpus.report import summary
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DECIDES_NOTHING = "plots for people"
 INK, SOFT, KEPT, DROPPED, FAILED = "#24292d", "#5d666d", "#2f6f8f", "#d6c49b", "#b5483a"
 MOST_ROWS = 8  # bars of the languages' and the hosts' panel
 
 
 def plot_funnel(stats: Any) -> bytes:
-    """Records in to tokens out: a bar a step, split into what is left, dropped and failed, and the reasons."""
+    """From records to tokens: a bar a step, split into records left, dropped and failed, with the reasons."""
     from matplotlib.figure import Figure
 
     steps = summary.funnel(stats)
@@ -39,7 +44,7 @@ def plot_funnel(stats: Any) -> bytes:
 
 
 def plot_contents(stats: Any) -> bytes:
-    """What is in it, in four panels: languages, hosts, lengths, certainty of the language."""
+    """The corpus in four panels: languages, hosts, lengths, certainty of the language."""
     from matplotlib.figure import Figure
 
     data = getattr(stats, "data", stats)
@@ -63,14 +68,14 @@ def plot_contents(stats: Any) -> bytes:
     return _png(figure, *panels)
 
 
-def _bars(axes: Any, title: str, rows: Sequence[tuple[str, int, int]]) -> None:
+def _bars(axes: Axes, title: str, rows: Sequence[tuple[str, int, int]]) -> None:
     """Horizontal bars of (name, kept, dropped), the first on top."""
     shown = rows[:MOST_ROWS]
     names = [_cut(name or "(none)", 32) for name, _, _ in shown]
     places = range(len(shown))
-    kept, gone = [row[1] for row in shown], [row[2] for row in shown]
+    kept, dropped = [row[1] for row in shown], [row[2] for row in shown]
     axes.barh(places, kept, color=KEPT, height=0.66)
-    drawn = axes.barh(places, gone, left=kept, color=DROPPED, height=0.66)
+    drawn = axes.barh(places, dropped, left=kept, color=DROPPED, height=0.66)
     axes.bar_label(drawn, [f"{k + d:,}" for _, k, d in shown], fontsize=7.5, padding=3, color=INK)
     axes.set_yticks(places, names, fontsize=8, color=INK)
     axes.set_ylim(max(len(shown), 5) - 0.4, -0.6)
@@ -80,7 +85,7 @@ def _bars(axes: Any, title: str, rows: Sequence[tuple[str, int, int]]) -> None:
 
 
 def _columns(
-    axes: Any,
+    axes: Axes,
     title: str,
     names: Mapping[str, Any],
     kept: Sequence[int],
@@ -101,14 +106,16 @@ def _columns(
     axes.set_title(title, fontsize=9, loc="left", color=SOFT, pad=10)
 
 
-def _number_left(axes: Any, place: int, left: int, width: int) -> None:
+def _number_left(axes: Axes, place: int, left: int, width: int) -> None:
     inside = left > 0.12 * width
     x, side = (left - 0.012 * width, "right") if inside else (left + 0.012 * width, "left")
     colour = "white" if inside else INK
     axes.text(x, place, f"{left:,}", va="center", ha=side, fontsize=8.5, color=colour)
 
 
-def _legend(axes: Any, colours: Mapping[str, str], place: str = "lower right") -> None:
+def _legend(
+    axes: Axes, colours: Mapping[str, str], place: Literal["lower right", "upper left"] = "lower right"
+) -> None:
     from matplotlib.patches import Patch
 
     handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
@@ -119,7 +126,7 @@ def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _png(figure: Any, *panels: Any) -> bytes:
+def _png(figure: Figure, *panels: Axes) -> bytes:
     for axes in panels:
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)

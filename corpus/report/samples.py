@@ -1,7 +1,7 @@
-"""Random pages of each fate, with their texts read back from the crawl: what somebody looks at to trust a rule.
+"""Random pages of every rule, with their texts read back from the crawl, by which people can check a rule.
 
-Random, and yet the same on every machine: of the pages of a rule those are drawn whose record ids have the smallest
-hashes under a seed, which is a uniform sample without replacement whatever the order of the files.
+Random, but the same on every machine: of the pages of a rule those are drawn whose record ids have the smallest hashes
+under a seed, which is a uniform sample without replacement whatever the order of the files.
 """
 
 from __future__ import annotations
@@ -22,36 +22,39 @@ import pyarrow.parquet as pq
 from corpus import ledger
 from corpus.rules.meaning import NOT_READ_AGAIN
 
-PER_RULE = 20
-# Ledger files looked through; of more, evenly spaced ones (a full Common Crawl dump has 90,000).
-MAX_PARTS = 400
+DECIDES_NOTHING = "pages for people to look at"
+PER_RULE = 20  # pages drawn of a rule
+MAX_PARTS = 400  # ledger files read; of more, evenly spaced ones (a full Common Crawl dump has 90,000)
 PAGE_SECONDS = 10  # of processor time, to read one page back
 MEMORY = 8 << 30  # bytes of address space of the process that reads pages back
-LOOK_AT = ["record_id", "outcome", "stage", "rule", "value"]
+COLUMNS = ["record_id", "outcome", "stage", "rule", "value"]  # read of every row
+
+Key = tuple[str, str, str]  # stage, rule, outcome
+Heap = list[tuple[int, int, int]]  # minus the rank, number of the file, index of the row
 
 
 @dataclass
 class Drawn:
-    """What was seen of one rule: how many pages, the values it measured, and the pages drawn (ledger rows)."""
+    """A rule in the ledger: how many pages it ended, the values it measured, and the pages drawn (ledger rows)."""
 
     stage: str
     rule: str
     outcome: str
     pages: int = 0
-    values: Counter = field(default_factory=Counter)  # value, rounded -> pages
+    values: Counter[float] = field(default_factory=Counter)  # value, rounded -> pages
     rows: list[dict[str, Any]] = field(default_factory=list)
 
 
 def draw(folder: Path, per_rule: int = PER_RULE, seed: int = 0) -> tuple[list[Drawn], float]:
     """Every rule of a cleaned corpus that ended a page, with pages drawn; and the share of ledger files read.
 
-    In the order of the stages, commonest rule first. Kept pages come last, under the rule ''.
+    In the order of the stages, most frequent rule first. Kept pages come last, under the rule ''.
     """
-    parts, looked = _parts(folder, "ledger")
-    found: dict[tuple[str, str, str], Drawn] = {}
-    heaps: dict[tuple[str, str, str], list[tuple[int, int, int]]] = {}
-    for number, part in enumerate(looked):
-        for place, row in enumerate(pq.ParquetFile(part).read(LOOK_AT).to_pylist()):
+    parts, read = _parts(folder, "ledger")
+    found: dict[Key, Drawn] = {}
+    heaps: dict[Key, Heap] = {}
+    for number, part in enumerate(read):
+        for place, row in enumerate(pq.ParquetFile(part).read(COLUMNS).to_pylist()):
             kept = row["outcome"] == ledger.KEPT
             key = ("", "", ledger.KEPT) if kept else (row["stage"], row["rule"], row["outcome"])
             seen = found.setdefault(key, Drawn(*key))
@@ -63,16 +66,18 @@ def draw(folder: Path, per_rule: int = PER_RULE, seed: int = 0) -> tuple[list[Dr
                 heapq.heappush(heap, (rank, number, place))
             elif rank > heap[0][0]:
                 heapq.heapreplace(heap, (rank, number, place))
-    _load_rows(looked, found, heaps)
+    _load_rows(read, found, heaps)
     order = {stage: at for at, stage in enumerate((*ledger.STAGES, ""))}
     ordered = sorted(found.values(), key=lambda d: (order[d.stage], -d.pages, d.rule, d.outcome))
-    return ordered, len(looked) / max(1, len(parts))
+    return ordered, len(read) / max(1, len(parts))
 
 
-def measured(folder: Path, rule: str) -> Counter | None:
-    """The values of a quality rule for every page in a wanted language, rounded: value -> pages. None where the
-    corpus was made without record_values."""
-    values: Counter = Counter()
+def measured(folder: Path, rule: str) -> Counter[float] | None:
+    """The values of a quality rule for every page in a wanted language, rounded: value -> pages.
+
+    None where the corpus was cleaned without record_values.
+    """
+    values: Counter[float] = Counter()
     for part in _parts(folder, "values")[1]:
         file = pq.ParquetFile(part)
         if rule in file.schema_arrow.names:
@@ -82,7 +87,7 @@ def measured(folder: Path, rule: str) -> Counter | None:
 
 
 def _parts(folder: Path, kind: str) -> tuple[list[Path], list[Path]]:
-    """All files of a kind, and those of them that are looked through."""
+    """All files of a kind, and those of them that are read."""
     parts = sorted((folder / kind).glob("*.parquet"))
     return parts, parts[:: -(-len(parts) // MAX_PARTS) or 1]
 
@@ -93,13 +98,13 @@ def _rank(record_id: str, seed: int) -> int:
     return xxhash.xxh3_64_intdigest(record_id.encode(), seed)
 
 
-def _load_rows(parts: list[Path], found: dict, heaps: dict) -> None:
+def _load_rows(parts: list[Path], found: dict[Key, Drawn], heaps: dict[Key, Heap]) -> None:
     """Fill `rows` of each rule with the whole ledger rows of the pages drawn, in the order of their hashes."""
-    by_part: dict[int, list[tuple[int, int, tuple]]] = {}
+    by_part: dict[int, list[tuple[int, int, Key]]] = {}
     for key, heap in heaps.items():
         for rank, number, place in heap:
             by_part.setdefault(number, []).append((rank, place, key))
-    ranked: dict[tuple, list[tuple[int, dict]]] = {}
+    ranked: dict[Key, list[tuple[int, dict[str, Any]]]] = {}
     for number, wanted in by_part.items():
         table = pq.ParquetFile(parts[number]).read()
         for (rank, _, key), row in zip(
@@ -111,9 +116,9 @@ def _load_rows(parts: list[Path], found: dict, heaps: dict) -> None:
 
 
 def sources_of(root: Path, crawl: str) -> dict[str, str]:
-    """A project's crawl files by the name they go by in the ledger: what to open for each.
+    """A project's crawl files: path or URL by the file's name in the ledger.
 
-    Raises FileNotFoundError, a sentence, where the crawl is not there.
+    Raises FileNotFoundError where the crawl is not there.
     """
     from corpus.manifest import read_manifest
 
@@ -124,8 +129,8 @@ def sources_of(root: Path, crawl: str) -> dict[str, str]:
 def read_text(row: Mapping[str, Any], sources: Mapping[str, str | Path]) -> tuple[str, str]:
     """(main text, note) of a ledger row's page, read back from `sources` (the crawl's files by name).
 
-    The note says why there is no text, or that what is given is all of the page because it has no main text. Pages
-    that killed or stopped the parser are not read a second time.
+    The note says why there is no text, or that the text is the whole page because there is no main text. Pages on
+    which the parser failed are not read again.
     """
     from corpus.extraction.extract import extract_page, plain_text
     from corpus.warc import BrokenRecord, fetch_record
@@ -153,8 +158,10 @@ def read_text(row: Mapping[str, Any], sources: Mapping[str, str | Path]) -> tupl
 def read_texts(
     rows: Sequence[Mapping[str, Any]], sources: Mapping[str, str | Path], most: int
 ) -> list[tuple[str, str]]:
-    """read_text for many rows, each cut to `most` characters, in a process of its own: a page that was dropped by
-    its address was never parsed before and may do to a parser what it likes. It costs itself and no other page.
+    """read_text for many rows, each cut to `most` characters, in a process of its own.
+
+    A page that was dropped by its address was never parsed before and may crash the parser; that loses its own text
+    and no other page's. Raises RuntimeError for an error that no page caused.
     """
     needed = {row["warc_file"]: str(sources[row["warc_file"]]) for row in rows if row["warc_file"] in sources}
     names = ("record_id", "rule", "warc_file", "warc_offset", "warc_length")
@@ -169,8 +176,8 @@ def read_texts(
             check=False,
             env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
         )
-        found += [tuple(json.loads(line)) for line in done.stdout.splitlines()]
-        if done.returncode > 0:  # an error of ours, not of a page
+        found += [(text, note) for text, note in map(json.loads, done.stdout.splitlines())]
+        if done.returncode > 0:  # an error in this module, not caused by a page
             raise RuntimeError(f"Reading pages back for the report failed: {done.stderr[-500:]}")
         if len(found) < len(asked):
             found.append(("", "cannot be shown: it killed the parser, or used up its processor time"))
@@ -178,7 +185,7 @@ def read_texts(
 
 
 def main() -> None:
-    """The child of read_texts: JSON in, one JSON line a page out; a page has PAGE_SECONDS of processor time."""
+    """The child process of read_texts: JSON in, one JSON line a page out; PAGE_SECONDS of processor time a page."""
     import resource
     import time
 
@@ -190,13 +197,13 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + 1 + PAGE_SECONDS, hard))
         try:
             text, note = read_text(row, asked["sources"])
-        except Exception as error:  # the parser's own, whatever it is
+        except Exception as error:  # of the parser, whatever it is
             text, note = "", f"cannot be shown: {type(error).__name__} in the parser"
         print(json.dumps([text[: asked["most"]], note]), flush=True)
 
 
 def _whole_page(payload: bytes, charset: str | None) -> tuple[str, str]:
-    """Everything that a page without main text shows."""
+    """All visible text of a page without main text."""
     from resiliparse.extract.html2text import extract_plain_text
 
     from corpus.extraction.charset import decode

@@ -1,10 +1,21 @@
-"""What became of a crawl, in words and tables: the funnel on the terminal and as Markdown, and its numbers."""
+"""A cleaned crawl in words and tables: the funnel on the terminal and as Markdown, and its numbers.
+
+Notable: most functions take either stats.json as loaded, or the CleanStats that clean_crawl returns.
+"""
+
+from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from core.errors import MissingError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+DECIDES_NOTHING = "words and tables for people"
 STEP_NAMES = {
     "read": "read as a page",
     "url": "address wanted",
@@ -15,18 +26,19 @@ STEP_NAMES = {
     "classifier": "quality classifier",
     "pii": "personal data out",
 }
-CHANGED = {"dedup": "repeats taken out", "pii": "replaced"}  # what a step does to pages that stay
-# A rule of thumb for English and a large vocabulary; the tokenizer stage measures its own.
-BYTES_PER_TOKEN = 4.0
-SAMPLE_DOCUMENTS = 500  # that a tokenizer is tried on
+CHANGED = {"dedup": "repeats taken out", "pii": "replaced"}  # what a step does to pages that it keeps
+BYTES_PER_TOKEN = (
+    4.0  # a rule of thumb for English and a large vocabulary; the tokenizer stage measures its own
+)
+SAMPLE_DOCUMENTS = 500  # that a tokenizer is measured on
 TOP_REASONS = 4
 
 
 def load(folder: Path | str) -> dict[str, Any]:
-    """stats.json of a cleaned corpus. Raises FileNotFoundError, a sentence, where there is none."""
+    """stats.json of a cleaned corpus. Raises MissingError where there is none."""
     path = Path(folder) / "stats.json"
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingError(
             f"{path} is not there, so {folder} holds no cleaned corpus. Make it: stemma materialize cleaned_corpus"
         )
     return json.loads(path.read_text())
@@ -46,13 +58,13 @@ def funnel(stats: Any) -> list[dict[str, Any]]:
 
 
 def reasons_text(step: Mapping[str, Any], most: int | None = TOP_REASONS) -> str:
-    """'rule 12, rule 3, …' of a step, commonest first, and how many pages that stay it changed."""
+    """'rule 12, rule 3, …' of a step, most frequent first, and how many of the pages it keeps it changed."""
     items = list(step["reasons"].items())
     shown = items if most is None else items[:most]
     rest = sum(count for _, count in items[len(shown) :])
-    words = [f"{rule} {count:,}" for rule, count in shown] + ([f"others {rest:,}"] if rest else [])
+    parts = [f"{rule} {count:,}" for rule, count in shown] + ([f"others {rest:,}"] if rest else [])
     return ", ".join(
-        words + ([f"{CHANGED[step['stage']]} in {step['touched']:,} pages"] if step["touched"] else [])
+        parts + ([f"{CHANGED[step['stage']]} in {step['touched']:,} pages"] if step["touched"] else [])
     )
 
 
@@ -67,7 +79,7 @@ def headline(stats: Any) -> str:
 
 
 def tokens(stats: Any, folder: Path | None = None, tokenizer: Path | None = None) -> tuple[float, str]:
-    """(tokens of the documents, how that is known): by a tokenizer.json tried on a sample, else by rule of thumb."""
+    """(tokens of the documents, how they were counted): by a tokenizer.json on a sample, else by rule of thumb."""
     data = _data(stats)
     if tokenizer is None or folder is None or not data["documents"]:
         return data["bytes"] / BYTES_PER_TOKEN, f"at {BYTES_PER_TOKEN:g} bytes a token"
@@ -91,7 +103,7 @@ def outcome(stats: Any, tokens: tuple[float, str]) -> str:
 
 
 def median_length(stats: Any) -> str:
-    """Between which two edges of the histogram the median document's words lie: '100 to 200 words'."""
+    """The bin of the length histogram with the median document: '100 to 200 words'."""
     bins = list(_data(stats)["words_per_document"].items())
     half, seen = sum(count for _, count in bins) / 2, 0
     for (name, count), after in zip(bins, [*bins[1:], None], strict=True):
@@ -103,7 +115,7 @@ def median_length(stats: Any) -> str:
 
 
 def short(number: float) -> str:
-    """'1.44 M': a count in three digits."""
+    """A count in three significant digits: '1.44 M'."""
     for unit, name in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if number >= unit:
             return f"{number / unit:.3g}{name}"
@@ -115,8 +127,8 @@ def size(n_bytes: float) -> str:
     return f"{short(n_bytes)}B" if n_bytes >= 1e3 else f"{n_bytes:.0f} bytes"
 
 
-def print_funnel(stats: Any, console: Any = None) -> None:
-    """Print the funnel, and the scores against the truth where there are any; made for 80 columns."""
+def print_funnel(stats: Any, console: Console | None = None) -> None:
+    """Print the funnel, and the scores against the truth where there are any; fits 80 columns."""
     from rich.console import Console
     from rich.padding import Padding
     from rich.text import Text
@@ -131,9 +143,9 @@ def print_funnel(stats: Any, console: Any = None) -> None:
         dropped, failed = (f"{step[name]:,}" if step[name] else "·" for name in ("dropped", "failed"))
         line = f"{step['name']:<17}{step['left']:>{wide},}{100 * step['share']:>5.0f}{dropped:>{wide}}{failed:>{wide}}"
         filled = round(bar * step["share"])
-        gone = round(bar * step["in"] / max(1, steps[0]["in"])) - filled
+        lost = round(bar * step["in"] / max(1, steps[0]["in"])) - filled
         console.print(
-            Text.assemble(line, "  ", ("█" * filled, "cyan"), ("░" * gone, "yellow")), highlight=False
+            Text.assemble(line, "  ", ("█" * filled, "cyan"), ("░" * lost, "yellow")), highlight=False
         )
         if why := reasons_text(step):
             console.print(Padding(Text(why, "dim"), (0, 0, 0, 4)))
@@ -142,7 +154,7 @@ def print_funnel(stats: Any, console: Any = None) -> None:
 
 
 def truth_lines(stats: Any) -> list[str]:
-    """The scores against a sample's truth, a line each; none where no truth is known."""
+    """The scores against a sample's ground truth, a line each; empty where there is none."""
     lines = []
     for name, score in (_data(stats).get("truth") or {}).items():
         if score and name == "extraction" and score["documents"]:
@@ -169,7 +181,7 @@ def markdown(stats: Any) -> str:
 
 
 def samples_markdown(drawn: Iterable[Any]) -> str:
-    """The pages drawn of every rule (samples.Drawn), a table a rule: address, what was measured, its limit."""
+    """The pages drawn of every rule (samples.Drawn), a table a rule: address, measured value, limit."""
     from corpus.rules.meaning import meaning, number
 
     lines = []
@@ -191,6 +203,6 @@ def samples_markdown(drawn: Iterable[Any]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text of a strange page as a Markdown cell: as code, so that nothing in it is a link, an image or markup."""
+    """Text of an untrusted page as a Markdown cell: as code, so that nothing in it is a link, an image or markup."""
     plain = " ".join(text.replace("`", "'").replace("|", "\\|").split())
     return f"`{plain}`" if plain else ""

@@ -206,7 +206,7 @@ def dup_ngram_at_most(page: Page) -> float:
 
 
 def n_words(page: Page) -> float:
-    """Words, without signs."""
+    """Words, signs not counted."""
     return page.words.n_words
 
 
