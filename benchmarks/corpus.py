@@ -28,6 +28,7 @@ from typing import Any
 
 import corpus.clean
 import corpus.ledger
+import corpus.publish
 import corpus.unit
 from corpus.clean import CleanConfig, clean_crawl
 from corpus.language import model_path
@@ -50,7 +51,7 @@ STEPS = (
     ("Parquet files", corpus.unit, "write_signatures"),
     ("Parquet files", corpus.ledger, "write_parquet"),
     ("duplicates", corpus.clean, "drop_duplicates"),
-    ("personal data", corpus.clean, "remove_pii"),
+    ("personal data", corpus.publish, "remove_pii"),
 )
 
 # Stages that both sides have: what stands in the names of their steps.
@@ -104,7 +105,7 @@ def datatrove(python: Path, warcs: list[str], languages: tuple[str, ...], out: P
 
 def ours(warcs: list[str], languages: tuple[str, ...], profile: str, out: Path) -> dict[str, Any]:
     """Clean the files as a user would; {cpu, records, kept: ids before deduplication, dropped: id -> stage, rule}."""
-    command = [sys.executable, "-m", "corpus.clean", *warcs, "--out", str(out), "--profile", profile]
+    command = [sys.executable, "-m", "corpus", *warcs, "--out", str(out), "--profile", profile]
     cpu = cpu_of([*command, "--languages", ",".join(languages)], out.with_suffix(".log"))
     rows = read_ledger(out).select(["record_id", "outcome", "stage", "rule"]).to_pylist()
     kept = {row["record_id"] for row in rows if row["outcome"] == "kept" or row["stage"] == "dedup"}

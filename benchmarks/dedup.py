@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 
 from corpus.config import CleanConfig
-from corpus.dedup.duplicates import NEAR, Gone, find_duplicates
+from corpus.dedup.duplicates import NEAR, Duplicates, find_duplicates
 from corpus.dedup.signatures import SignatureFiles, signature_schema, write_signatures
 
 PAGES_A_FILE = 200_000
@@ -158,9 +158,9 @@ class Synthetic(SignatureFiles):
             yield piece, counts, flat
 
 
-def judge(web: Web, gone: Gone, least: float) -> dict[str, float]:
+def judge(web: Web, found: Duplicates, least: float) -> dict[str, float]:
     """Precision and recall of the pages that went as near-duplicates, and of all."""
-    pages, kept = web.place(gone.pages), web.place(gone.kept)
+    pages, kept = web.place(found.pages), web.place(found.kept)
     same = web.original(pages) == web.original(kept)
     # What is similar enough to its original is of one cluster with it, whichever of them stays.
     right = same & (

@@ -1,6 +1,6 @@
-"""The ledger: one row for every record of a crawl, saying what became of it, why, and by which threshold.
+"""The ledger: one row for every record of a crawl, with its outcome, the reason, and the threshold that decided.
 
-Also the schema of the documents, the rule that nothing vanishes, and the look-up of a URL's rows.
+Also the schema of the documents, the check that no record is lost, and the look-up of a URL's rows.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from core.errors import MissingError, RunError
 from corpus.urls import canonical_url, host_of
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 KEPT, DROPPED, FAILED = "kept", "dropped", "failed"
 OUTCOMES = (KEPT, DROPPED, FAILED)
-# In the order in which a record meets them.
+# In the order in which a record passes them.
 STAGES = ("read", "url", "extraction", "language", "quality", "dedup", "classifier", "pii")
 
 LEDGER_SCHEMA = pa.schema(
@@ -35,14 +36,16 @@ LEDGER_SCHEMA = pa.schema(
         pa.field("warc_offset", pa.int64(), nullable=False),
         pa.field("warc_length", pa.int64(), nullable=False),
         pa.field("outcome", pa.string(), nullable=False),
-        pa.field("stage", pa.string()),  # where it ended; null for a kept record that nothing touched
+        pa.field(
+            "stage", pa.string()
+        ),  # that decided or changed it; null for a kept record that no stage changed
         pa.field("rule", pa.string()),
-        pa.field("value", pa.float64()),  # what the rule measured
-        pa.field("threshold", pa.float64()),  # and what it was compared with
+        pa.field("value", pa.float64()),  # that the rule measured
+        pa.field("threshold", pa.float64()),  # that the value was compared with
         pa.field("detail", pa.string()),  # a language, a domain, a sentence on what is broken
         pa.field("duplicate_of", pa.string()),  # record_id of the kept page
         pa.field("config_hash", pa.string(), nullable=False),
-        pa.field("quality", pa.float64()),  # the quality classifier's score, of whatever it scored
+        pa.field("quality", pa.float64()),  # the quality classifier's score, where it scored the page
     ]
 )
 DOCUMENT_SCHEMA = pa.schema(
@@ -63,11 +66,11 @@ DOCUMENT_SCHEMA = pa.schema(
 MANY_HOSTS = 10_000
 
 
-class ConservationError(RuntimeError):
-    """Records in are not kept + dropped + failed."""
+class ConservationError(RunError):
+    """The records of a crawl are not kept + dropped + failed."""
 
 
-def write_parquet(rows: pa.Table | list[dict], schema: pa.Schema, path: Path) -> None:
+def write_parquet(rows: pa.Table | list[dict[str, Any]], schema: pa.Schema, path: Path) -> None:
     """Write a Parquet file whose bytes depend on nothing but the rows and the library's version."""
     table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows, schema=schema)
     pq.write_table(
@@ -89,12 +92,12 @@ def _folders(folders: Path | str | Sequence[Path | str]) -> list[Path]:
 
 
 def _parts(folders: Path | str | Sequence[Path | str], kind: str) -> list[str]:
-    parts = []
+    parts: list[str] = []
     for folder in _folders(folders):
         inner = folder / kind
         found = sorted((inner if inner.is_dir() else folder).glob("*.parquet"))
         if not found:
-            raise FileNotFoundError(
+            raise MissingError(
                 f"{folder} holds no {kind}/*.parquet. Make it with: stemma materialize cleaned_corpus"
             )
         parts += map(str, found)
@@ -103,7 +106,7 @@ def _parts(folders: Path | str | Sequence[Path | str], kind: str) -> list[str]:
 
 def ledger_dataset(folders: Path | str | Sequence[Path | str]) -> ds.Dataset:
     """The ledgers of one or several cleaned corpora as one dataset, nothing read yet."""
-    import pyarrow.dataset as ds  # a third of a second, because it loads pandas: only where it is needed
+    import pyarrow.dataset as ds  # loads pandas, a third of a second: only where it is needed
 
     return ds.dataset(_parts(folders, "ledger"), schema=LEDGER_SCHEMA, format="parquet")
 
@@ -146,7 +149,7 @@ def find_rows(
 
 
 def _strings(words: Sequence[str]) -> pa.StringArray:
-    """What pa.array makes of them, but that loads pandas first: a quarter of a second."""
+    """As pa.array, which loads pandas first: a quarter of a second."""
     coded = [word.encode() for word in words]
     offsets = array("i", accumulate(map(len, coded), initial=0))
     return pa.StringArray.from_buffers(len(coded), pa.py_buffer(offsets), pa.py_buffer(b"".join(coded)))
@@ -155,7 +158,7 @@ def _strings(words: Sequence[str]) -> pa.StringArray:
 def rows_for_url(folders: Path | str | Sequence[Path | str], url: str) -> list[dict[str, Any]]:
     """The ledger's rows of a URL, of a record id (urn:…), or of a whole host when given a bare host name.
 
-    A URL that was not crawled as written is looked for without scheme, 'www.', last slash and tracking fields.
+    A URL that is not in the ledger as written is compared without scheme, 'www.', last slash and tracking fields.
     """
     key = url.strip().strip("<>")
     if key.startswith("urn:"):
@@ -163,11 +166,11 @@ def rows_for_url(folders: Path | str | Sequence[Path | str], url: str) -> list[d
     if is_host(key):
         return find_rows(folders, "host", [key.lower()])
     rows = find_rows(folders, "url", [key])
-    return rows or [row for row in _same_host(folders, key) if _loosely(row["url"]) == _loosely(key)]
+    return rows or [row for row in _same_host(folders, key) if _loose_form(row["url"]) == _loose_form(key)]
 
 
 def near_urls(folders: Path | str | Sequence[Path | str], url: str, most: int = 5) -> list[str]:
-    """What somebody may have meant who asked for a URL that is not here: pages of its host, or like-named hosts."""
+    """Suggestions for a URL that is not in the ledger: similar URLs of its host, or similar hosts."""
     from difflib import get_close_matches
 
     key = url.strip()
@@ -177,7 +180,7 @@ def near_urls(folders: Path | str | Sequence[Path | str], url: str, most: int = 
     columns = (pq.read_table(part, columns=["host"])["host"] for part in _parts(folders, "ledger"))
     hosts = sorted({host for column in columns for host in pc.unique(column).to_pylist() if host})
     wanted = _host(key)
-    if len(hosts) > MANY_HOSTS:  # comparing all would take a minute a million
+    if len(hosts) > MANY_HOSTS:  # comparing all would take a minute for each million
         hosts = [host for host in hosts if host[:6] == wanted[:6]][:MANY_HOSTS]
     return get_close_matches(wanted, hosts, most, cutoff=0.7)
 
@@ -191,7 +194,7 @@ def _host(url: str) -> str:
     return host_of(url if "://" in url else f"//{url}")
 
 
-def _loosely(url: str) -> str:
+def _loose_form(url: str) -> str:
     return (
         canonical_url(url if "://" in url else f"//{url}").removeprefix("//").removeprefix("www.").rstrip("/")
     )
@@ -205,9 +208,9 @@ def _same_host(folders: Path | str | Sequence[Path | str], url: str) -> list[dic
 def check_conservation(folder: Path | str, records: int | None = None) -> dict[str, int]:
     """Count the outcomes of a cleaned corpus: {'records', 'kept', 'dropped', 'failed'}.
 
-    Raises ConservationError where the ledger holds another number of rows than the crawl held records (`records`,
-    or what stats.json says), an unknown outcome, a drop without a reason, or another set of kept records than
-    the documents do.
+    Raises ConservationError where the number of rows is not that of the crawl's records (`records`, else from
+    stats.json), where an outcome is unknown or a drop has no reason, or where the kept records are not those of the
+    documents.
     """
     import json
 
@@ -238,7 +241,7 @@ def check_conservation(folder: Path | str, records: int | None = None) -> dict[s
 
 
 def count_rows(rows: Iterable[dict[str, Any]]) -> dict[tuple[str, str, str], int]:
-    """How many rows ended at each (stage, rule, outcome)."""
+    """The number of rows for each (stage, rule, outcome)."""
     counts: dict[tuple[str, str, str], int] = {}
     for row in rows:
         key = (row["stage"] or "", row["rule"] or "", row["outcome"])

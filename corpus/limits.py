@@ -1,11 +1,11 @@
-"""What one record may cost, and what becomes of one that costs more: one failed row, and never its unit.
+"""Limits on what one record may cost: one that costs more is one failed row of the ledger, and its unit goes on.
 
-A page is held to processor time (RLIMIT_CPU; not wall-clock time, which would fail pages because the machine is
-busy) and to new memory (RLIMIT_DATA over what the process holds when the page begins). The parser then raises, or
-dies and takes its process along: a file says which record it stood at, and the next process steps over that one.
-A page that kills by itself is given up at once. A SIGKILL or SIGTERM is forgiven once, because people and the
-kernel send those too. Reading and unpacking need no such limits: they are bounded in bytes (corpus/http.py,
-corpus/stream.py), so a record is never blamed for the one behind it.
+A page is limited in processor time (RLIMIT_CPU; not wall-clock time, which would fail pages because the machine is
+busy) and in new memory (RLIMIT_DATA above what the process holds when the page begins). The parser then raises, or
+dies with its process: a file has the number of the record in process, and the next worker skips that one. A page whose
+parser dies by itself fails at once. A SIGKILL or SIGTERM is retried once, because people and the kernel send those
+too. Reading and decompression need no such limits: they are bounded in bytes (corpus/http.py, corpus/stream.py), so a
+record is never blamed for the one behind it.
 """
 
 import contextlib
@@ -19,9 +19,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from core.files import write_atomically
+
 PAGE = resource.getpagesize()
-# How a process died -> the rule by which its record is given up. An allocation that fails ends C++ and Rust by abort().
-BY_ITSELF = {
+# Signal that ended a worker -> rule by which its record fails. C++ and Rust call abort() when an allocation fails.
+BY_SIGNAL: dict[int, str] = {
     signal.SIGXCPU: "cpu_time",
     signal.SIGABRT: "memory",
     signal.SIGSEGV: "parser_crash",
@@ -29,7 +31,7 @@ BY_ITSELF = {
     signal.SIGFPE: "parser_crash",
     signal.SIGILL: "parser_crash",
 }
-FORGIVEN = "once"
+RETRIED = "once"
 DETAILS = {
     "cpu_time": "the page used up its processor time",
     "memory": "the page used up its memory",
@@ -39,42 +41,40 @@ HIGH_WATER = re.compile(rb"VmHWM:\s+(\d+) kB")
 
 
 def at_file(folder: Path) -> Path:
-    """Says which record of the unit is being judged: its number among the records, or nothing."""
+    """The file with the number of the record that is being judged, blank between records."""
     return folder.with_name(folder.name + ".at")
 
 
 def crash_file(folder: Path) -> Path:
-    """Names the records of the unit that killed a worker: {number: rule, or "once"}."""
+    """The file of the unit's records that killed a worker: {number: rule, or "once"}."""
     return folder.with_name(folder.name + ".crashes.json")
 
 
 def note_death(task: Any, exit_code: int) -> bool:
-    """Called by the engine when a worker died on a UnitTask: remember its record. True where that is given up."""
+    """Called by the engine when a worker died on a UnitTask. True where the record it was at fails now."""
     place = at_file(task.folder)
     at = place.read_text().strip() if place.is_file() else ""
     if not at:
         return False
     crashes = read_crashes(task.folder)
-    killed = BY_ITSELF.get(-exit_code)
-    # The kernel's way when memory is short.
+    killed = BY_SIGNAL.get(-exit_code)
+    # The kernel sends SIGKILL when memory is short.
     again = "memory" if exit_code == -signal.SIGKILL else "parser_crash"
-    crashes[at] = killed or (again if at in crashes else FORGIVEN)
-    file = crash_file(task.folder)
-    file.with_suffix(".tmp").write_text(json.dumps(crashes))
-    file.with_suffix(".tmp").replace(file)
-    return crashes[at] != FORGIVEN
+    crashes[at] = killed or (again if at in crashes else RETRIED)
+    write_atomically(crash_file(task.folder), json.dumps(crashes))
+    return crashes[at] != RETRIED
 
 
 def read_crashes(folder: Path) -> dict[str, str]:
-    """What note_death wrote."""
+    """The crashes that note_death wrote."""
     file = crash_file(folder)
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
 class Watch:
-    """Stands beside the loop over a unit's records: says on disk which is being judged, and limits it.
+    """Writes to disk which of a unit's records is being judged, and limits what it may use.
 
-    limited: whether to set the limits (off where the unit runs in the caller's own process).
+    `limited`: whether to set the limits (off where the unit runs in the caller's own process).
     """
 
     def __init__(self, folder: Path, cpu_seconds: int, memory_mb: int, limited: bool):
@@ -86,12 +86,12 @@ class Watch:
         self._resident = 0
 
     def given_up(self, number: int) -> str | None:
-        """The rule by which this record was given up before, if it was."""
+        """The rule by which this record failed in an earlier worker, if it did."""
         rule = self._given_up.get(str(number))
-        return None if rule == FORGIVEN else rule
+        return None if rule == RETRIED else rule
 
     def begin(self, number: int) -> None:
-        """From here to end(), what happens is this record's doing."""
+        """Start of a record: until end(), its limits hold and a crash is counted against it."""
         os.pwrite(self._at, f"{number:<12}".encode(), 0)
         if not self.limited:
             return
@@ -101,27 +101,27 @@ class Watch:
             self._resident = int(fields[1]) * PAGE
             _limit(resource.RLIMIT_DATA, int(fields[5]) * PAGE + self.memory)
         if self._clear is not None:
-            os.pwrite(self._clear, b"5", 0)  # the high-water mark starts anew
+            os.pwrite(self._clear, b"5", 0)  # resets the high-water mark
 
     def end(self) -> None:
-        """The record is judged."""
+        """End of a record."""
         os.pwrite(self._at, b" " * 12, 0)
         if self.limited:
             _limit(resource.RLIMIT_CPU, None)
             _limit(resource.RLIMIT_DATA, None)
 
     def exhausted(self) -> bool:
-        """Whether the record had half of its memory and more, so that an error of its parser is put down to that.
+        """Whether the record used half of its memory or more, so that its parser's error is attributed to that.
 
-        Half: what asks for twice as much when it is full (vectors, hash tables) fails there.
+        Half: what doubles when it is full (vectors, hash tables) fails there.
         """
         if not self.limited or self._statm is None or self._clear is None:
             return False
         found = HIGH_WATER.search(Path("/proc/self/status").read_bytes())
-        return bool(found) and int(found[1]) * 1024 - self._resident >= self.memory // 2
+        return found is not None and int(found[1]) * 1024 - self._resident >= self.memory // 2
 
     def close(self) -> None:
-        """Lift the limits; forget the place."""
+        """Remove the limits; close the files."""
         self.end()
         for handle in (self._at, self._statm, self._clear):
             if handle is not None:
@@ -129,13 +129,13 @@ class Watch:
 
 
 def _open(path: str, flags: int) -> int | None:
-    with contextlib.suppress(OSError):  # not Linux, or hidden: the page's memory is then not limited
+    with contextlib.suppress(OSError):  # not Linux, or hidden: memory is then not limited
         return os.open(path, flags)
     return None
 
 
 def _limit(kind: int, value: int | None) -> None:
-    """Set a soft limit of this process; None lifts it to the hard one."""
+    """Set a soft limit of this process; None raises it to the hard limit."""
     _, hard = resource.getrlimit(kind)
-    with contextlib.suppress(ValueError):  # a hard limit below ours is stricter already
+    with contextlib.suppress(ValueError):  # a hard limit below ours is stricter
         resource.setrlimit(kind, (hard if value is None else value, hard))

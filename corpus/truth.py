@@ -1,7 +1,7 @@
-"""How well cleaning did, against the truth that is known for a built sample.
+"""Scores of a cleaned corpus against the known truth of a built sample.
 
-Scores are over the records that reached a step, because a step cannot be right about what it never saw. Duplicates
-are counted by cluster: which page of a cluster stays is a matter of the rule, that exactly one stays is not.
+A stage is scored over the records that reached it. Duplicates are counted by cluster: which page of a cluster is kept
+depends on the rule, but exactly one must be.
 """
 
 from collections import Counter, defaultdict
@@ -14,6 +14,8 @@ from corpus import ledger
 from corpus.config import CleanConfig
 from corpus.words import tokenize
 
+Rows = dict[str, dict[str, Any]]  # by record id
+
 AFTER = {stage: ledger.STAGES[number:] for number, stage in enumerate(ledger.STAGES)}
 
 
@@ -22,8 +24,8 @@ def score_truth(
 ) -> dict[str, Any]:
     """Precision and recall, with their counts, of language, duplicate and PII handling, and word F1 of the text.
 
-    `truth` is the sample's truth.parquet, `folder` the cleaned corpus, `pii_found` what was replaced, by record:
-    (kind, text) of each.
+    `truth` is the sample's truth.parquet, `folder` the cleaned corpus, `pii_found` the replaced personal data by record
+    id: (kind, text) of each.
     """
     known = {row["record_id"]: row for row in pq.read_table(truth).to_pylist()}
     rows = {row["record_id"]: row for row in ledger.read_ledger(folder).to_pylist()}
@@ -38,7 +40,7 @@ def score_truth(
 
 
 def precision_recall(right: int, wrong: int, missed: int) -> dict[str, float | int | None]:
-    """Of what was done, how much was right; of what was to do, how much was done. None where there was nothing."""
+    """Precision, recall and their counts; None where the denominator is 0."""
     return {
         "precision": round(right / (right + wrong), 4) if right + wrong else None,
         "recall": round(right / (right + missed), 4) if right + missed else None,
@@ -52,11 +54,11 @@ def _reached(row: dict[str, Any], stage: str) -> bool:
     return row["outcome"] == ledger.KEPT or row["stage"] in AFTER[stage]
 
 
-def _language(known: dict, rows: dict, config: CleanConfig) -> dict[str, Any] | None:
+def _language(known: Rows, rows: Rows, config: CleanConfig) -> dict[str, Any] | None:
     """Dropping pages of languages that are not wanted."""
     if not config.languages:
         return None
-    counts = Counter()
+    counts: Counter[tuple[bool, bool]] = Counter()
     for record_id, page in known.items():
         row = rows.get(record_id)
         if row is None or not page["language"] or not _reached(row, "language"):
@@ -66,36 +68,37 @@ def _language(known: dict, rows: dict, config: CleanConfig) -> dict[str, Any] | 
     return precision_recall(counts[True, True], counts[False, True], counts[True, False])
 
 
-def _duplicates(known: dict, rows: dict) -> dict[str, Any]:
+def _duplicates(known: Rows, rows: Rows) -> dict[str, Any]:
     """Dropping all but one page of each planted cluster, of the pages that reached deduplication."""
     clusters = defaultdict(list)
     for record_id, page in known.items():
         if record_id in rows and _reached(rows[record_id], "dedup"):
             clusters[_root(known, page)].append(rows[record_id])
-    counts = Counter()
+    counts: Counter[str] = Counter()
     for root, members in clusters.items():
-        gone = [row for row in members if row["stage"] == "dedup"]
+        dropped = [row for row in members if row["stage"] == "dedup"]
         right = sum(
-            row["duplicate_of"] in known and _root(known, known[row["duplicate_of"]]) == root for row in gone
+            row["duplicate_of"] in known and _root(known, known[row["duplicate_of"]]) == root
+            for row in dropped
         )
         counts["right"] += right
-        counts["wrong"] += len(gone) - right
+        counts["wrong"] += len(dropped) - right
         counts["missed"] += max(0, len(members) - 1 - right)
     return precision_recall(counts["right"], counts["wrong"], counts["missed"])
 
 
-def _root(known: dict, page: dict[str, Any]) -> str:
+def _root(known: Rows, page: dict[str, Any]) -> str:
     while page["duplicate_of"] in known:
         page = known[page["duplicate_of"]]
     return page["record_id"]
 
 
-def _pii(known: dict, kept: dict[str, str], found: dict[str, list[tuple[str, str]]]) -> dict[str, Any]:
+def _pii(known: Rows, kept: dict[str, str], found: dict[str, list[tuple[str, str]]]) -> dict[str, Any]:
     """Replacing planted personal data in the kept pages, over all and by kind, each occurrence counted.
 
-    What extraction lost before is counted aside.
+    Data that extraction lost before are counted apart.
     """
-    counts: dict[str, Counter] = defaultdict(Counter)
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
     for record_id, text in kept.items():
         if record_id not in known:
             continue
@@ -110,7 +113,7 @@ def _pii(known: dict, kept: dict[str, str], found: dict[str, list[tuple[str, str
     return _with_lost(sum(counts.values(), Counter())) | {"kinds": scores}
 
 
-def _with_lost(counts: Counter) -> dict[str, Any]:
+def _with_lost(counts: Counter[str]) -> dict[str, Any]:
     scores = precision_recall(counts["right"], counts["wrong"], counts["missed"])
     return scores | {"not_in_text": counts["not_in_text"]}
 
@@ -125,7 +128,7 @@ def word_f1(text: str, reference: str) -> tuple[float, float, float]:
     return precision, recall, 2 * precision * recall / (precision + recall)
 
 
-def _extraction(known: dict, kept: dict[str, str]) -> dict[str, Any]:
+def _extraction(known: Rows, kept: dict[str, str]) -> dict[str, Any]:
     """Mean word precision, recall and F1 of the kept documents against the planted main text."""
     scores = [word_f1(text, known[r]["text"]) for r, text in kept.items() if r in known and known[r]["text"]]
     if not scores:

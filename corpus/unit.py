@@ -1,21 +1,22 @@
-"""The unit of work: one archive file in, its ledger, its candidate documents and their signatures out.
+"""The unit of work: one archive file in; its ledger, its candidate documents and their signatures out.
 
-A pure function of the file's bytes, the settings and this room's code. A unit is written beside its place and
-renamed onto it when whole, so a re-run takes up what is finished. A page that kills or hangs the parser kills only
-its worker: the place where it stood is on disk, and the next worker steps over it.
+A pure function of the file's bytes, the settings and the code. A unit's folder appears whole, by rename, so a later
+run reuses what is finished. A page that kills or hangs the parser kills only its worker: the number of the record
+being processed is on disk, and the next worker skips it.
 """
 
 import contextlib
-import hashlib
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
+from core.files import atomic_folder
+from core.hashing import text_sha256
 from corpus import ledger
 from corpus.classifier import score_document
 from corpus.config import CleanConfig
@@ -42,19 +43,19 @@ PROGRESS_EVERY = 50  # records
 
 @dataclass(frozen=True)
 class UnitTask:
-    """What a worker needs to clean one file. `folder` is where the finished unit will stand."""
+    """What a worker needs to clean one file. `folder`: of the finished unit."""
 
     name: str
     source: str
     crawl: str
     folder: Path
     config: CleanConfig
-    limited: bool = True  # hold each page to its time and memory; off in the caller's own process
+    limited: bool = True  # limit each page's time and memory; off in the caller's own process
 
 
 @dataclass(slots=True)
-class Ended:
-    """Where a record ended: the ledger's columns that say so."""
+class Outcome:
+    """What became of a record: the columns of the ledger that say so."""
 
     outcome: str
     stage: str | None = None
@@ -62,7 +63,7 @@ class Ended:
     value: float | None = None
     threshold: float | None = None
     detail: str | None = None
-    values: dict | None = None  # every rule's, where they are recorded
+    values: dict[str, Any] | None = None  # of every rule, where they are recorded
 
 
 @dataclass(slots=True)
@@ -78,28 +79,18 @@ class Candidate:
 
 @dataclass
 class _Unit:
-    rows: list[dict] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
     candidates: list[Candidate] = field(default_factory=list)
-    values: list[dict] = field(default_factory=list)
-    counts: Counter = field(default_factory=Counter)
-
-
-def partial_folder(task: UnitTask) -> Path:
-    """Where the unit is written until it is whole."""
-    return task.folder.with_name(task.folder.name + ".partial")
+    values: list[dict[str, Any]] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
 
 
 def clean_unit(task: UnitTask, progress: Callable[[int], None] = lambda amount: None) -> Path:
-    """Clean one file into task.folder (unless it stands there already) and return the folder."""
+    """Clean one file into task.folder (unless it is there already) and return the folder."""
     if (task.folder / "unit.json").is_file():
         return task.folder
-    partial = partial_folder(task)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    unit = _read_all(task, progress)
-    _write(task, unit, partial)
-    shutil.rmtree(task.folder, ignore_errors=True)
-    partial.rename(task.folder)
+    with atomic_folder(task.folder) as partial:
+        _write(task, _read_all(task, progress), partial)
     for file in (at_file(task.folder), crash_file(task.folder)):
         file.unlink(missing_ok=True)
     return task.folder
@@ -112,13 +103,13 @@ def _read_all(task: UnitTask, progress: Callable[[int], None]) -> _Unit:
     watch = Watch(task.folder, config.page_cpu_seconds, config.page_memory_mb, task.limited)
     with contextlib.closing(watch):
         for number, record in enumerate(read_records(task.source, task.name, unit.counts)):
-            ended, candidate = _judge(record, number, watch, config, urls)
+            outcome, candidate = _judge(record, number, watch, config, urls)
             if candidate:
                 candidate.row = len(unit.rows)
                 unit.candidates.append(candidate)
-            if ended.values:
-                unit.values.append({"row": len(unit.rows), **ended.values})
-            unit.rows.append(ledger_row(record, ended, task))
+            if outcome.values:
+                unit.values.append({"row": len(unit.rows), **outcome.values})
+            unit.rows.append(ledger_row(record, outcome, task))
             if number % PROGRESS_EVERY == 0:
                 progress(max(0, record.warc_offset - reached))
                 reached = max(reached, record.warc_offset)
@@ -127,79 +118,80 @@ def _read_all(task: UnitTask, progress: Callable[[int], None]) -> _Unit:
 
 def _judge(
     record: Record | BrokenRecord, number: int, watch: Watch, config: CleanConfig, urls: UrlFilter
-) -> tuple[Ended, Candidate | None]:
-    """judge_record within the limits of a record."""
+) -> tuple[Outcome, Candidate | None]:
+    """judge_record, limited in time and memory."""
     rule = watch.given_up(number)
     if rule:
         return _given_up(rule, config), None
     watch.begin(number)
     try:
-        ended, candidate = judge_record(record, config, urls)
+        outcome, candidate = judge_record(record, config, urls)
     except MemoryError:
-        ended, candidate = _given_up("memory", config), None
-    # trafilatura takes an error of its parser for a page without text.
-    suspect = ended.rule == "parser_error" or (ended.rule == "no_main_text" and config.profile == "faithful")
-    if suspect and ((ended.detail or "").startswith("MemoryError") or watch.exhausted()):
-        ended = _given_up("memory", config)
+        outcome, candidate = _given_up("memory", config), None
+    # trafilatura reports a page whose parser raised as one without text.
+    faithful = config.profile == "faithful"
+    suspect = outcome.rule == "parser_error" or (outcome.rule == "no_main_text" and faithful)
+    if suspect and ((outcome.detail or "").startswith("MemoryError") or watch.exhausted()):
+        outcome = _given_up("memory", config)
     watch.end()
-    return ended, candidate
+    return outcome, candidate
 
 
-def _given_up(rule: str, config: CleanConfig) -> Ended:
+def _given_up(rule: str, config: CleanConfig) -> Outcome:
     allowed = {"cpu_time": float(config.page_cpu_seconds), "memory": float(config.page_memory_mb)}.get(rule)
-    return Ended(ledger.FAILED, "extraction", rule, allowed, allowed, DETAILS[rule])
+    return Outcome(ledger.FAILED, "extraction", rule, allowed, allowed, DETAILS[rule])
 
 
 def judge_record(
     record: Record | BrokenRecord, config: CleanConfig, urls: UrlFilter
-) -> tuple[Ended, Candidate | None]:
-    """Take one record through every step that needs no other record."""
+) -> tuple[Outcome, Candidate | None]:
+    """Apply every step that needs no other record."""
     if isinstance(record, BrokenRecord):
-        return Ended(ledger.FAILED, "read", record.rule, detail=record.detail), None
-    ended = not_a_page(record, config)
-    if ended:
-        return ended, None
+        return Outcome(ledger.FAILED, "read", record.rule, detail=record.detail), None
+    outcome = not_a_page(record, config)
+    if outcome:
+        return outcome, None
     rejected = urls.reject(record.url)
-    # An HTML page is one under whatever name it was archived; DNS answers and crawl logs are not.
+    # HTML counts as a page whatever its URL's scheme; DNS answers and crawl logs do not.
     if rejected and not (rejected[0] == "not_a_web_address" and record.kind == "html"):
-        return Ended(ledger.DROPPED, "url", rejected[0], detail=rejected[1]), None
+        return Outcome(ledger.DROPPED, "url", rejected[0], detail=rejected[1]), None
     try:
-        ended = _foreign(record, config)
-        if ended:
-            return ended, None
+        outcome = _unwanted_language(record, config)
+        if outcome:
+            return outcome, None
         page = _main_text(record, config)
-    except Exception as error:  # the parser's own; the record is kept in the ledger as failed
-        return Ended(
+    except Exception as error:  # of the parser; the ledger has the record as failed
+        return Outcome(
             ledger.FAILED, "extraction", "parser_error", detail=f"{type(error).__name__}: {error}"[:200]
         ), None
     if not page.text:
-        return Ended(ledger.DROPPED, "extraction", "no_main_text", 0.0, 1.0), None
+        return Outcome(ledger.DROPPED, "extraction", "no_main_text", 0.0, 1.0), None
     if len(page.text) > config.max_text_chars:
         size, limit = float(len(page.text)), float(config.max_text_chars)
-        return Ended(ledger.DROPPED, "extraction", "too_long", size, limit), None
+        return Outcome(ledger.DROPPED, "extraction", "too_long", size, limit), None
     return _judge_text(record, page, config)
 
 
-def not_a_page(record: Record, config: CleanConfig) -> Ended | None:
+def not_a_page(record: Record, config: CleanConfig) -> Outcome | None:
     """Why a readable record has no page to extract, or None."""
     if record.kind == "revisit":
-        return Ended(ledger.DROPPED, "read", "revisit", detail="its page stands in another record")
+        return Outcome(ledger.DROPPED, "read", "revisit", detail="its page stands in another record")
     if record.status is not None and record.status != 200:
-        return Ended(ledger.DROPPED, "read", "http_status", float(record.status), 200.0)
+        return Outcome(ledger.DROPPED, "read", "http_status", float(record.status), 200.0)
     if record.kind not in ("html", "text"):
-        return Ended(ledger.DROPPED, "read", "not_text", detail=record.content_type[:80] or None)
+        return Outcome(ledger.DROPPED, "read", "not_text", detail=record.content_type[:80] or None)
     if not record.payload.strip():
-        return Ended(ledger.DROPPED, "read", "empty", 0.0, 1.0)
+        return Outcome(ledger.DROPPED, "read", "empty", 0.0, 1.0)
     if len(record.payload) > config.max_page_bytes:
-        return Ended(
+        return Outcome(
             ledger.DROPPED, "read", "too_large", float(len(record.payload)), float(config.max_page_bytes)
         )
     return None
 
 
-def _foreign(record: Record, config: CleanConfig) -> Ended | None:
-    """A page that is plainly in a language nobody asked for is not worth reading closely: neither parsing, where its
-    raw paragraphs say so, nor trafilatura, where the fast profile's text does."""
+def _unwanted_language(record: Record, config: CleanConfig) -> Outcome | None:
+    """Drop a page that is clearly in an unwanted language before the expensive steps: before parsing, where its raw
+    paragraphs show it, and before trafilatura, where the fast profile's text does."""
     if record.kind != "html" or not config.languages or config.first_look is None:
         return None
     language, score = first_look(record.payload, record.http_charset)
@@ -207,7 +199,7 @@ def _foreign(record: Record, config: CleanConfig) -> Ended | None:
         language, score = identify(extract_page(record.payload, record.http_charset).text)
     if language in ("und", *config.languages) or score < config.first_look:
         return None
-    return Ended(ledger.DROPPED, "language", "other_language", score, None, language)
+    return Outcome(ledger.DROPPED, "language", "other_language", score, None, language)
 
 
 def _main_text(record: Record, config: CleanConfig) -> MainText:
@@ -216,10 +208,10 @@ def _main_text(record: Record, config: CleanConfig) -> MainText:
     return plain_text(record.payload, record.http_charset)
 
 
-def _judge_text(record: Record, page: MainText, config: CleanConfig) -> tuple[Ended, Candidate | None]:
+def _judge_text(record: Record, page: MainText, config: CleanConfig) -> tuple[Outcome, Candidate | None]:
     language, score = identify(page.text)
     if config.languages and language not in config.languages:
-        return Ended(ledger.DROPPED, "language", "other_language", score, None, language), None
+        return Outcome(ledger.DROPPED, "language", "other_language", score, None, language), None
     certain = score >= config.language_score
     values, limits = None, limits_of(config, language)
     if certain or config.record_values:
@@ -227,16 +219,19 @@ def _judge_text(record: Record, page: MainText, config: CleanConfig) -> tuple[En
     if config.record_values:
         values = measure_all(words, limits, language, score)
     if not certain:
-        about = (score, config.language_score, language, values)
-        return Ended(ledger.DROPPED, "language", "uncertain_language", *about), None
+        limit = config.language_score
+        return (
+            Outcome(ledger.DROPPED, "language", "uncertain_language", score, limit, language, values),
+            None,
+        )
     verdict = judge(words, limits)
     if isinstance(verdict, Verdict):
-        about = (verdict.rule, verdict.value, verdict.threshold, language, values)
-        return Ended(ledger.DROPPED, "quality", *about), None
-    return Ended(ledger.KEPT, values=values), Candidate(record, 0, verdict.compact(), language, score)
+        rule, value, limit = verdict.rule, verdict.value, verdict.threshold
+        return Outcome(ledger.DROPPED, "quality", rule, value, limit, language, values), None
+    return Outcome(ledger.KEPT, values=values), Candidate(record, 0, verdict.compact(), language, score)
 
 
-def ledger_row(record: Record | BrokenRecord, ended: Ended, task: UnitTask) -> dict:
+def ledger_row(record: Record | BrokenRecord, outcome: Outcome, task: UnitTask) -> dict[str, Any]:
     """One row of LEDGER_SCHEMA."""
     return {
         "record_id": record.record_id,
@@ -246,19 +241,19 @@ def ledger_row(record: Record | BrokenRecord, ended: Ended, task: UnitTask) -> d
         "warc_file": task.name,
         "warc_offset": record.warc_offset,
         "warc_length": record.warc_length,
-        "outcome": ended.outcome,
-        "stage": ended.stage,
-        "rule": ended.rule,
-        "value": ended.value,
-        "threshold": ended.threshold,
-        "detail": ended.detail,
+        "outcome": outcome.outcome,
+        "stage": outcome.stage,
+        "rule": outcome.rule,
+        "value": outcome.value,
+        "threshold": outcome.threshold,
+        "detail": outcome.detail,
         "duplicate_of": None,
         "config_hash": task.config.hash,
         "quality": None,
     }
 
 
-def document_row(candidate: Candidate, task: UnitTask) -> dict:
+def document_row(candidate: Candidate, task: UnitTask) -> dict[str, Any]:
     """One row of CANDIDATE_SCHEMA."""
     record, text = candidate.record, candidate.words.text
     return {
@@ -271,7 +266,7 @@ def document_row(candidate: Candidate, task: UnitTask) -> dict:
         "language_score": candidate.score,
         "text": text,
         "n_bytes": len(text.encode()),
-        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "sha256": text_sha256(text),
         "n_words": candidate.words.n_words,
         "row": candidate.row,
         "quality": score_document(text, candidate.language, task.config.quality_model),

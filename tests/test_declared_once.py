@@ -34,6 +34,7 @@ DECIDE_NOTHING = {  # how work is spread, shown or logged: no byte of an output 
     "corpus/report/samples.py",
     "corpus/report/summary.py",
     "corpus/rules/meaning.py",
+    "corpus/unit_key.py",
     "evals/__init__.py",
     "model/__init__.py",
     "model/run_log.py",

@@ -1,16 +1,17 @@
-"""One page of each: same address, same text, nearly the same text; of one crawl or of a crawl and its elders.
+"""Duplicates by URL, by text and by nearly the same text; within one crawl, or against older crawls.
 
 MinHash-LSH (Broder 1997; bands as in Leskovec et al., "Mining of Massive Datasets", ch. 3) only proposes pairs.
-Every proposed pair is verified by the true Jaccard similarity of the two pages' shingles before it counts, since
-half of what LSH proposes is false. Of a cluster the page of the oldest crawl stays, then the longest text, then the
-smallest record id, so that the answer depends neither on the order in which pages came nor on the memory allowed.
-Memory holds one byte a page, the partition or the chunk at work, and the pairs and the pages that go; the rest lies
-in files (docs/deduplication.md has the sums).
+Every proposed pair is verified by the exact Jaccard similarity of the two pages' shingles before it counts, since
+half of what LSH proposes is false. Of a cluster the page of the oldest crawl is kept, then the longest text, then the
+smallest record id, so that the result depends neither on the order of the pages nor on the memory allowed. Memory
+holds two bytes a page, the partition or the chunk in work, the verified pairs and the dropped pages; the rest is in
+files (docs/deduplication.md has the numbers).
 """
+
+from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,19 +21,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from core.errors import DataError
 from corpus.config import CleanConfig
+from corpus.dedup.page_table import Crawls, PageTable
 from corpus.dedup.signatures import NEAR, TEXT, URL, Batch
 from corpus.dedup.similar import HasShingles, components, pack, similarities, unpack
-from corpus.dedup.spill import Partitions, take_ragged
+from corpus.dedup.spill import Partitions
 
-ALL_PAIRS = 64  # members of a bucket up to which every pair is verified; beyond, each against leaders only
-LEADERS = (1, 2, 4, 8, 16, 32, 64)  # that many of a large bucket's pages, round by round
-IDS_AT_ONCE = 1 << 16  # record ids read at once; a megabyte each thousand
+ALL_PAIRS = (
+    64  # largest bucket of which every pair is verified; in a larger one, each page against leaders only
+)
+LEADERS = (1, 2, 4, 8, 16, 32, 64)  # leaders of a large bucket, round by round
 RULES = {URL: "duplicate_url", TEXT: "duplicate_text", NEAR: "near_duplicate"}
 
 
 class Pages(HasShingles, Protocol):
-    """What deduplication reads: corpus.dedup.signatures.SignatureFiles, or something that makes it up."""
+    """What deduplication reads: corpus.dedup.signatures.SignatureFiles, or a synthetic source."""
 
     n_pages: int
 
@@ -45,36 +49,9 @@ class Pages(HasShingles, Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Crawls:
-    """Which pages belong together. `starts`: the first page of each crawl, oldest first, and the number of pages.
-
-    `settled`: that many crawls, the oldest, have no page to lose any more. `inside`: whether pages of one crawl are
-    compared with each other; no need of it where each crawl was cleaned by itself.
-    """
-
-    starts: np.ndarray
-    settled: int = 0
-    inside: bool = True
-
-    @classmethod
-    def one(cls, n_pages: int) -> "Crawls":
-        """A single crawl."""
-        return cls(np.array([0, n_pages]))
-
-    def of(self, pages: np.ndarray) -> np.ndarray:
-        """The number of each page's crawl, 0 for the oldest."""
-        return np.searchsorted(self.starts, pages, side="right") - 1
-
-    def compares(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Which pairs could make a page go: (N,) bool."""
-        one, other = self.of(a), self.of(b)
-        return (np.maximum(one, other) >= self.settled) & (self.inside | (one != other))
-
-
 @dataclass
-class Gone:
-    """Pages that go, sorted, and the page that stays in the place of each."""
+class Duplicates:
+    """The dropped pages, sorted, and the page that is kept instead of each."""
 
     pages: np.ndarray  # (D,) int64
     kept: np.ndarray  # (D,) int64
@@ -91,14 +68,13 @@ def find_duplicates(
     folder: Path,
     crawls: Crawls | None = None,
     log: Callable[[str], None] = lambda line: None,
-) -> Gone:
-    """All pages that go. First same URL, then same text, then near-duplicates, each among what was left before.
+) -> Duplicates:
+    """Find duplicates by URL, then by text, then near-duplicates, each step among the pages that the one before left.
 
-    `folder`: for files; removed afterwards. Memory: config.dedup_memory_mb. Raises ValueError for more than 2^32
-    pages.
+    `folder`: for temporary files. Memory: config.dedup_memory_mb. Raises DataError for more than 2^32 pages.
     """
     if pages.n_pages >= 1 << 32:
-        raise ValueError(
+        raise DataError(
             f"{pages.n_pages:,} pages are more than one pass of deduplication takes (4,294,967,295). "
             "Clean them as several crawls, each against the ones before."
         )
@@ -108,17 +84,19 @@ def find_duplicates(
 class _Search:
     """One run of find_duplicates: what is known of all pages, and the steps over them."""
 
-    def __init__(self, pages: Pages, config: CleanConfig, folder: Path, crawls: Crawls, log: Callable):
+    def __init__(
+        self, pages: Pages, config: CleanConfig, folder: Path, crawls: Crawls, log: Callable[[str], None]
+    ):
         self.pages, self.config, self.crawls, self.log = pages, config, crawls, log
         self.folder, self.memory = folder, config.dedup_memory_mb << 20
         self.reached = np.zeros(pages.n_pages, dtype=np.uint8)  # the last step that each page takes part in
-        self.went = np.zeros(pages.n_pages, dtype=bool)  # gone when its own crawl was cleaned
-        # Those of them whose kept page is among ours, and that page.
-        self.elders = np.zeros((2, 0), dtype=np.int64)
+        self.dropped_before = np.zeros(pages.n_pages, dtype=bool)  # when the page's own crawl was cleaned
+        # (2, L): pages of those whose kept page is among ours, sorted, and that kept page.
+        self.links = np.zeros((2, 0), dtype=np.int64)
         self.table: PageTable
         self.found: list[tuple[np.ndarray, np.ndarray, int, np.ndarray]] = []
 
-    def run(self) -> Gone:
+    def run(self) -> Duplicates:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         try:
@@ -134,39 +112,41 @@ class _Search:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _read_table(self) -> None:
-        """Lay out lengths and record ids, and learn which pages went when their crawls were cleaned."""
-        known = len(self.crawls.starts) > 2
+        """Write the page table; read which pages were dropped when their own crawls were cleaned."""
+        several = len(self.crawls.starts) > 2
         clusters = Partitions(self.folder / "clusters", self.pages.n_pages, self.memory // 2)
         with self.table.writing() as add:
             for batch in self.pages.batches(
-                ["record_id", "length", "reached", *(["duplicate_of"] if known else [])]
+                ["record_id", "length", "reached", *(["duplicate_of"] if several else [])]
             ):
                 add(batch)
                 here = slice(batch.first, batch.first + len(batch))
                 self.reached[here] = batch.numbers("reached")
-                if known:
-                    ids, stays = batch.strings("record_id"), batch.strings("duplicate_of")
-                    self.went[here] = [other is not None for other in stays]
-                    names = (own if other is None else other for own, other in zip(ids, stays, strict=True))
+                if several:
+                    ids, kept = batch.strings("record_id"), batch.strings("duplicate_of")
+                    self.dropped_before[here] = [other is not None for other in kept]
+                    names = (
+                        (own if other is None else other) or "" for own, other in zip(ids, kept, strict=True)
+                    )
                     keys = (xxhash.xxh3_64_intdigest(name.encode()) for name in names)
                     clusters.add(np.fromiter(keys, np.uint64, len(batch)), np.arange(here.start, here.stop))
-        links = [self.elders]
+        links = [self.links]
         for members, starts in clusters.groups():
-            members, head = _heads(members, starts, self.went[members])
-            links.append(np.stack((members, head))[:, (members != head) & self.went[members]])
-        elders = np.concatenate(links, axis=1)
-        self.elders = elders[:, np.argsort(elders[0])]
+            members, head = _group_heads(members, starts, self.dropped_before[members])
+            links.append(np.stack((members, head))[:, (members != head) & self.dropped_before[members]])
+        found = np.concatenate(links, axis=1)
+        self.links = found[:, np.argsort(found[0])]
         self.log(f"{self.pages.n_pages:,} pages read")
 
-    def _may_go(self, pages: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    def _may_drop(self, pages: np.ndarray, kept: np.ndarray) -> np.ndarray:
         crawl = self.crawls.of(pages)
-        inside = self.crawls.inside | (self.crawls.of(kept) < crawl)
-        return (pages != kept) & ~self.went[pages] & (crawl >= self.crawls.settled) & inside
+        compared = self.crawls.within | (self.crawls.of(kept) < crawl)
+        return (pages != kept) & ~self.dropped_before[pages] & (crawl >= self.crawls.fixed) & compared
 
     def _record(self, pages: np.ndarray, kept: np.ndarray, step: int, value: np.ndarray) -> None:
-        go = self._may_go(pages, kept)
-        self.reached[pages[go]] = step
-        self.found.append((pages[go], kept[go], step, value[go]))
+        drop = self._may_drop(pages, kept)
+        self.reached[pages[drop]] = step
+        self.found.append((pages[drop], kept[drop], step, value[drop]))
 
     # Same key
 
@@ -177,12 +157,12 @@ class _Search:
             rows = np.flatnonzero(self.reached[batch.first : batch.first + len(batch)] >= step)
             keys.add(batch.numbers(column)[rows], rows + batch.first)
         for members, starts in keys.groups():
-            members, best = _heads(members, starts, self.table.rank(members))
+            members, best = _group_heads(members, starts, self.table.rank(members))
             self._record(members, best, step, np.ones(len(members)))
-        if step == URL:  # what stood for pages of its own crawl, and is another version of an older page
-            follower, head = self.elders
-            self.reached[follower[self.reached[head] == URL]] = URL
-        self.log(f"{RULES[step]}: {sum(len(part[0]) for part in self.found):,} pages gone so far")
+        if step == URL:  # where the kept page of a cluster was dropped, the rest of it takes part no longer
+            dropped, head = self.links
+            self.reached[dropped[self.reached[head] == URL]] = URL
+        self.log(f"{RULES[step]}: {sum(len(part[0]) for part in self.found):,} pages dropped so far")
 
     # Nearly the same text
 
@@ -190,18 +170,18 @@ class _Search:
         pairs, buckets = self._proposed()
         self.log(f"{len(pairs):,} pairs proposed, {len(buckets):,} large buckets")
         pairs = np.unique(np.concatenate([pairs, *(_stars(b[:1], b[1:]) for b in buckets)]))
-        known, value = self._verified(pairs)
+        similar, value = self._verified(pairs)
         tried = pairs
         for leaders in LEADERS[1:]:
-            buckets = self._unresolved(buckets, known)
-            pairs = [_all_pairs(b) if len(b) <= ALL_PAIRS else _stars(b[:leaders], b) for b in buckets]
-            pairs = np.setdiff1d(np.concatenate([tried[:0], *pairs]), tried)
-            more, its_value = self._verified(pairs)
-            known, value = np.concatenate((known, more)), np.concatenate((value, its_value))
+            buckets = self._unresolved(buckets, similar)
+            more = [_all_pairs(b) if len(b) <= ALL_PAIRS else _stars(b[:leaders], b) for b in buckets]
+            pairs = np.setdiff1d(np.concatenate([tried[:0], *more]), tried)
+            found, found_value = self._verified(pairs)
+            similar, value = np.concatenate((similar, found)), np.concatenate((value, found_value))
             tried = np.concatenate((tried, pairs))
             buckets = [bucket for bucket in buckets if len(bucket) > ALL_PAIRS]
-        self.log(f"{len(known):,} of {len(tried):,} pairs are similar")
-        self._settle(known, value)
+        self.log(f"{len(similar):,} of {len(tried):,} pairs are similar")
+        self._drop_clusters(similar, value)
 
     def _proposed(self) -> tuple[np.ndarray, list[np.ndarray]]:
         """Packed pairs of pages that share a band, sorted; and the buckets too large for that, best pages first."""
@@ -210,11 +190,12 @@ class _Search:
         for batch in self.pages.batches(["bands"]):
             rows = np.flatnonzero(self.reached[batch.first : batch.first + len(batch)] >= NEAR)
             keys.add(batch.bands()[rows].ravel(), np.repeat(rows + batch.first, bands))
-        buffer, buffered, large = [np.zeros(0, dtype=np.uint64)], 0, {}
+        buffer, buffered = [np.zeros(0, dtype=np.uint64)], 0
+        large: dict[bytes, np.ndarray] = {}
         for members, starts in keys.groups():
             sizes = np.diff(np.append(starts, len(members)))
             for pairs in _small_pairs(members, starts, sizes):
-                pairs = self._worth(pairs)
+                pairs = self._comparable(pairs)
                 buffer.append(pairs)
                 buffered += len(pairs)
                 if buffered * 8 > self.memory // 8:  # the same pair comes from many bands
@@ -224,8 +205,8 @@ class _Search:
                 large[xxhash.xxh3_128_digest(bucket.tobytes())] = bucket
         return np.unique(np.concatenate(buffer)), self._best_first(list(large.values()))
 
-    def _worth(self, pairs: np.ndarray) -> np.ndarray:
-        """Those pairs that could make a page go."""
+    def _comparable(self, pairs: np.ndarray) -> np.ndarray:
+        """Those pairs that could drop a page."""
         if len(self.crawls.starts) == 2:
             return pairs
         return pairs[self.crawls.compares(*unpack(pairs))]
@@ -239,7 +220,7 @@ class _Search:
         return sorted(ordered, key=lambda bucket: bucket.tolist()[:2])
 
     def _verified(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        pairs = self._worth(pairs)
+        pairs = self._comparable(pairs)
         return similarities(
             pairs,
             self.pages,
@@ -250,10 +231,10 @@ class _Search:
         )
 
     def _edges(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Both ends of all that joins pages: verified pairs, and what earlier runs found."""
+        """Both ends of all edges between pages: verified pairs, and what earlier runs found."""
         a, b = unpack(pairs)
-        near = (self.reached[self.elders] >= NEAR).all(axis=0)
-        return np.concatenate((a, self.elders[0, near])), np.concatenate((b, self.elders[1, near]))
+        near = (self.reached[self.links] >= NEAR).all(axis=0)
+        return np.concatenate((a, self.links[0, near])), np.concatenate((b, self.links[1, near]))
 
     def _unresolved(self, buckets: list[np.ndarray], pairs: np.ndarray) -> list[np.ndarray]:
         """Of each bucket the best page of every cluster, where there is more than one cluster."""
@@ -270,115 +251,53 @@ class _Search:
                 left.append(bucket[np.sort(first)])
         return left
 
-    def _settle(self, pairs: np.ndarray, value: np.ndarray) -> None:
-        """Join what is similar, crawl by crawl, so that no younger page decides between older ones."""
+    def _drop_clusters(self, pairs: np.ndarray, value: np.ndarray) -> None:
+        """Join similar pages into clusters and keep one page of each.
+
+        Crawl by crawl, so that no page joins clusters of older crawls.
+        """
         a, b = self._edges(pairs)
         pages = np.unique(np.concatenate((a, b)))
         nearest, rank = np.full(len(pages), np.nan), self.table.rank(pages)
         for side in unpack(pairs):
             np.fmax.at(nearest, np.searchsorted(pages, side), value)
-        for crawl in range(self.crawls.settled, len(self.crawls.starts) - 1):
+        for crawl in range(self.crawls.fixed, len(self.crawls.starts) - 1):
             end = self.crawls.starts[crawl + 1]
             here = (a < end) & (b < end)
             nodes, label = components(a[here], b[here])
             order = np.lexsort((rank[np.searchsorted(pages, nodes)], label))
             first = np.concatenate(([True], np.diff(label[order]) != 0))[: len(order)]
             best = nodes[order[first]][label]
-            mine = nodes >= self.crawls.starts[crawl]
-            measured = nearest[np.searchsorted(pages, nodes[mine])]
-            self._record(nodes[mine], best[mine], NEAR, measured)
+            own = nodes >= self.crawls.starts[crawl]
+            measured = nearest[np.searchsorted(pages, nodes[own])]
+            self._record(nodes[own], best[own], NEAR, measured)
 
-    def _result(self) -> Gone:
+    def _result(self) -> Duplicates:
         if not self.found:
-            self.found.append((self.elders[0, :0], self.elders[0, :0], NEAR, np.zeros(0)))
+            self.found.append((self.links[0, :0], self.links[0, :0], NEAR, np.zeros(0)))
         pages, kept, value = (np.concatenate([part[i] for part in self.found]) for i in (0, 1, 3))
         step = np.repeat([part[2] for part in self.found], [len(part[0]) for part in self.found])
         order = np.argsort(pages)
         pages, kept, step, value = pages[order], kept[order], step[order].astype(np.uint8), value[order]
-        while True:  # to the page that stays in the end
-            further = _follow(_follow(kept, pages, kept), *self.elders)
+        while True:  # to the page that is kept in the end
+            further = _follow(_follow(kept, pages, kept), *self.links)
             if (further == kept).all():
                 break
             kept = further
         ids = pa.array(self.table.ids(kept), pa.binary()).cast(pa.string())
-        # What stays is in none of our files: its name is known, no more.
-        away = np.flatnonzero(self.went[kept])
-        if len(away):
-            there, place = np.unique(kept[away], return_inverse=True)
-            names = pa.array(self.pages.strings("duplicate_of", there)).take(pa.array(place))
+        # Where the kept page is in none of our files, only its record id is known.
+        absent = np.flatnonzero(self.dropped_before[kept])
+        if len(absent):
+            followers, place = np.unique(kept[absent], return_inverse=True)
+            names = pa.array(self.pages.strings("duplicate_of", followers)).take(pa.array(place))
             mask = np.zeros(len(kept), dtype=bool)
-            mask[away] = True
+            mask[absent] = True
             ids = pc.replace_with_mask(ids, mask, names)
-        return Gone(pages, kept, step, value, self.crawls.of(kept), ids)
+        return Duplicates(pages, kept, step, value, self.crawls.of(kept), ids)
 
 
-class PageTable:
-    """Lengths and record ids of all pages, in files, and the order of who stays."""
-
-    def __init__(self, folder: Path, crawls: Crawls):
-        self.folder, self.crawls = folder, crawls
-
-    @contextmanager
-    def writing(self) -> Iterator[Callable[[Batch], None]]:
-        """Gives a function that takes the batches, in order."""
-        self.folder.mkdir()
-        end = 0
-        with (
-            open(self.folder / "lengths", "wb") as lengths,
-            open(self.folder / "ids", "wb") as ids,
-            open(self.folder / "ends", "wb") as ends,
-        ):
-
-            def add(batch: Batch) -> None:
-                nonlocal end
-                batch.numbers("length").astype(np.int64).tofile(lengths)
-                names = batch.columns.column("record_id")
-                offsets = np.frombuffer(names.buffers()[1], dtype=np.int32)[names.offset :][: len(batch) + 1]
-                ids.write(memoryview(names.buffers()[2])[offsets[0] : offsets[-1]])
-                (offsets[1:] - offsets[0] + np.int64(end)).tofile(ends)
-                end += int(offsets[-1] - offsets[0])
-
-            yield add
-
-    def lengths(self, pages: np.ndarray) -> np.ndarray:
-        """Characters of pages' texts: (N,) int64."""
-        return np.asarray(np.memmap(self.folder / "lengths", dtype=np.int64, mode="r")[pages])
-
-    def ids(self, pages: np.ndarray) -> np.ndarray:
-        """Record ids in UTF-8: (N,) bytes."""
-        if not len(pages):
-            return np.zeros(0, dtype="S1")
-        ends = np.memmap(self.folder / "ends", dtype=np.int64, mode="r")
-        blob = np.memmap(self.folder / "ids", dtype=np.uint8, mode="r")
-        start = np.where(pages > 0, ends[np.maximum(pages - 1, 0)], 0)
-        counts = ends[pages] - start
-        matrix = np.zeros((len(pages), int(counts.max())), dtype=np.uint8)
-        places = np.arange(matrix.shape[1])
-        for low in range(0, len(pages), IDS_AT_ONCE):
-            here = slice(low, low + IDS_AT_ONCE)
-            matrix[here][places < counts[here, None]] = take_ragged(blob, start[here], counts[here])
-        return matrix.reshape(-1).view(f"S{matrix.shape[1]}")
-
-    def rank(self, pages: np.ndarray) -> np.ndarray:
-        """Place of each page in the order of who stays: oldest crawl, longest, smallest record id: (N,) int64."""
-        if not len(pages):
-            return pages
-        crawl, shortness = self.crawls.of(pages), -self.lengths(pages)
-        order = np.lexsort((shortness, crawl))
-        tie = (np.diff(crawl[order]) == 0) & (np.diff(shortness[order]) == 0)
-        tied = np.zeros(len(pages), dtype=bool)
-        tied[1:] |= tie
-        tied[:-1] |= tie
-        run = np.concatenate(([0], np.cumsum(~tie)))[tied]
-        among = order[tied]
-        order[tied] = among[np.lexsort((pages[among], self.ids(pages[among]), run))]
-        rank = np.empty(len(pages), dtype=np.int64)
-        rank[order] = np.arange(len(pages))
-        return rank
-
-
-def _heads(members: np.ndarray, starts: np.ndarray, rank: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Groups of members, each with the lowest in rank first; and for each member the first of its group."""
+def _group_heads(members: np.ndarray, starts: np.ndarray, rank: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The members with the lowest rank of each group first, and for each member the first of its group."""
     sizes = np.diff(np.append(starts, len(members)))
     group = np.repeat(np.arange(len(starts)), sizes)
     members = members[np.lexsort((members, rank, group))]

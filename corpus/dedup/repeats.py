@@ -1,11 +1,11 @@
-"""Lines and runs of words that a crawl repeats, taken out of the documents that stay. Off unless asked for.
+"""Lines and runs of words that a crawl repeats, removed from the documents that are kept. Off unless asked for.
 
-Lines: what stands in more than `dedup_lines` documents is boilerplate and goes from all of them (as CCNet does with
+Lines: a line of more than `dedup_lines` documents is boilerplate and is removed from all of them (as CCNet does with
 paragraphs, arXiv 1911.00359, section 3.1). Two lines are the same when they differ in case, spacing and digits only.
-Substrings: of a run of `dedup_substrings` tokens or more that stands in several places, the first place stays, in
+Substrings: of a run of `dedup_substrings` tokens or more that occurs several times, the first occurrence is kept, in
 the order of files and records (Lee et al., arXiv 2107.06499, who use 50 tokens). They sort all suffixes of the text
 in memory; here each window of that many tokens is a 64-bit hash, grouped in files: the same windows are found, for
-twelve to sixteen bytes of scratch a token. What repeats itself within one window's length loses nearly all of it.
+twelve to sixteen bytes of scratch a token. Text that repeats within one window's length loses nearly all of it.
 """
 
 import re
@@ -21,69 +21,69 @@ from corpus.config import CleanConfig
 from corpus.dedup.spill import Partitions
 from corpus.words import HAS_CJK, TOKEN, TOKEN_CJK, rolling_hash
 
-# A document that lost text and has fewer left goes: Gopher's least, arXiv 2112.11446, table A1.
+# A document that lost text and has fewer words left is dropped: Gopher's minimum, arXiv 2112.11446, table A1.
 LEAST_WORDS = 50
-BYTES_A_LINE, BYTES_A_TOKEN = 40, 4  # of text, at least: to reckon how many there will be
+BYTES_A_LINE, BYTES_A_TOKEN = 40, 4  # of text, at least: to estimate how many there are
 DIGIT, SPACES = re.compile(r"\d"), re.compile(r" {2,}")
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
-    """What is left of a document, and how many of its characters stood in repeated lines and runs."""
+class Trimmed:
+    """What is left of a document, and how many of its characters were in repeated lines and runs."""
 
     text: str
     in_lines: int
     in_substrings: int
 
     def ledger_columns(self) -> dict[str, str | float]:
-        """The columns of LEDGER_SCHEMA that say how much of the document went."""
+        """The columns of LEDGER_SCHEMA that say how much of the document was removed."""
         removed = self.in_lines + self.in_substrings
         share = round(removed / (len(self.text) + removed), 6)
         detail = f"{self.in_lines} characters in repeated lines, {self.in_substrings} in repeated runs"
         return {"stage": "dedup", "rule": "repeats_removed", "value": share, "detail": detail}
 
 
-def find_repeats(units: Sequence[Path], gone: Sequence[set[int]], config: CleanConfig, out: Path) -> None:
-    """Write out/NNNNN.lines and .tokens for each unit: the numbers of its lines, and of the tokens that a repeated
-    window begins with, counted over the documents that stay. `gone`: candidates of each unit that do not.
+def find_repeats(units: Sequence[Path], dropped: Sequence[set[int]], config: CleanConfig, out: Path) -> None:
+    """Write out/NNNNN.lines and .tokens for each unit: the numbers of its repeated lines, and of the tokens at which a
+    repeated window begins, counted over the kept documents. `dropped`: the other candidates of each unit.
     """
     out.mkdir(parents=True, exist_ok=True)
     columns = (pq.read_table(unit / "documents.parquet", columns=["n_bytes"])["n_bytes"] for unit in units)
     n_bytes = sum(sum(column.to_pylist()) for column in columns)
     if config.dedup_lines:
-        texts = (list(_texts(unit, skip)) for unit, skip in zip(units, gone, strict=True))
-        _flag(texts, out, "lines", config, n_bytes // BYTES_A_LINE)
+        kept = (list(_texts(unit, skip)) for unit, skip in zip(units, dropped, strict=True))
+        _flag(kept, out, "lines", config, n_bytes // BYTES_A_LINE)
     if config.dedup_substrings:
-        texts = (
-            [cut.text for cut in _cut_lines(list(_texts(unit, skip)), out, number)]
-            for number, (unit, skip) in enumerate(zip(units, gone, strict=True))
+        left = (
+            [trimmed.text for trimmed in _remove_lines(list(_texts(unit, skip)), out, number)]
+            for number, (unit, skip) in enumerate(zip(units, dropped, strict=True))
         )
-        _flag(texts, out, "tokens", config, n_bytes // BYTES_A_TOKEN)
+        _flag(left, out, "tokens", config, n_bytes // BYTES_A_TOKEN)
 
 
-def cut_repeats(texts: list[str], out: Path, number: int, config: CleanConfig) -> list[Cut]:
-    """The texts that stay of unit `number`, in order, without what find_repeats found in them."""
-    cuts = _cut_lines(texts, out, number)
+def remove_repeats(texts: list[str], out: Path, number: int, config: CleanConfig) -> list[Trimmed]:
+    """The kept texts of unit `number`, in order, without what find_repeats found in them."""
+    without_lines = _remove_lines(texts, out, number)
     flags = _flags(out, number, "tokens")
     if not len(flags):
-        return cuts
+        return without_lines
     done, first = [], 0
-    for cut in cuts:
-        spans = [match.span() for match in _tokens(cut.text)]
+    for each in without_lines:
+        spans = [match.span() for match in _tokens(each.text)]
         low, high = np.searchsorted(flags, (first, first + len(spans)))
-        text = _without(cut.text, spans, (flags[low:high] - first).tolist(), config.dedup_substrings)
-        done.append(Cut(text, cut.in_lines, len(cut.text) - len(text)))
+        text = _without(each.text, spans, (flags[low:high] - first).tolist(), config.dedup_substrings)
+        done.append(Trimmed(text, each.in_lines, len(each.text) - len(text)))
         first += len(spans)
     return done
 
 
-def _texts(unit: Path, gone: set[int]) -> Iterator[str]:
+def _texts(unit: Path, dropped: set[int]) -> Iterator[str]:
     column = pq.read_table(unit / "documents.parquet", columns=["text"])["text"]
-    return (text for number, text in enumerate(column.to_pylist()) if number not in gone)
+    return (text for number, text in enumerate(column.to_pylist()) if number not in dropped)
 
 
 def _flag(units: Iterator[list[str]], out: Path, kind: str, config: CleanConfig, expected: int) -> None:
-    """Find what repeats in the texts of all units, and write down where."""
+    """Find what repeats in the texts of all units, and write the places to files."""
     keys = Partitions(out / "keys", expected, config.dedup_memory_mb << 19, np.int64)
     ends, documents, end = [0], [0], 0
     for texts in units:
@@ -102,12 +102,12 @@ def _flag(units: Iterator[list[str]], out: Path, kind: str, config: CleanConfig,
             often = np.bincount(group, weights=new) > config.dedup_lines
             flagged = members[often[group]]
         else:
-            flagged = np.delete(members, firsts)  # members ascend: the first place stays
+            flagged = np.delete(members, firsts)  # members ascend: the first occurrence is kept
         flagged.sort()
-        cuts = np.searchsorted(flagged, unit_ends)
-        for number in np.flatnonzero(np.diff(cuts)).tolist():
+        bounds = np.searchsorted(flagged, unit_ends)
+        for number in np.flatnonzero(np.diff(bounds)).tolist():
             with open(out / f"{number:05d}.{kind}", "ab") as file:
-                (flagged[cuts[number] : cuts[number + 1]] - unit_ends[number]).tofile(file)
+                (flagged[bounds[number] : bounds[number + 1]] - unit_ends[number]).tofile(file)
 
 
 def _flags(out: Path, number: int, kind: str) -> np.ndarray:
@@ -122,7 +122,7 @@ def _line_keys(text: str) -> tuple[np.ndarray, np.ndarray, int]:
     return np.fromiter(hashes, np.uint64, len(filled)), np.array(filled, dtype=np.int64), len(lines)
 
 
-def _tokens(text: str) -> Iterator[re.Match]:
+def _tokens(text: str) -> Iterator[re.Match[str]]:
     return (TOKEN if text.isascii() or not HAS_CJK.search(text) else TOKEN_CJK).finditer(text)
 
 
@@ -134,23 +134,23 @@ def _window_keys(text: str, config: CleanConfig) -> tuple[np.ndarray, np.ndarray
     return windows, np.arange(len(windows)), len(tokens)
 
 
-def _cut_lines(texts: list[str], out: Path, number: int) -> list[Cut]:
+def _remove_lines(texts: list[str], out: Path, number: int) -> list[Trimmed]:
     flags = _flags(out, number, "lines")
     if not len(flags):
-        return [Cut(text, 0, 0) for text in texts]
-    cuts, first = [], 0
+        return [Trimmed(text, 0, 0) for text in texts]
+    trimmed, first = [], 0
     for text in texts:
         lines = text.split("\n")
         low, high = np.searchsorted(flags, (first, first + len(lines)))
         repeated = set((flags[low:high] - first).tolist())
         left = "\n".join(line for place, line in enumerate(lines) if place not in repeated)
-        cuts.append(Cut(left, len(text) - len(left), 0))
+        trimmed.append(Trimmed(left, len(text) - len(left), 0))
         first += len(lines)
-    return cuts
+    return trimmed
 
 
 def _without(text: str, spans: list[tuple[int, int]], windows: list[int], size: int) -> str:
-    """The text without the tokens of the windows that begin at the given ones, and what stands between them."""
+    """The text without the tokens of the windows that begin at the given ones, and what is between those tokens."""
     parts, at = [], 0
     for first in windows:
         start, stop = spans[first][0], spans[first + size - 1][1]

@@ -1,10 +1,12 @@
-"""What deduplication needs to know of a page, kept in files beside the documents, so that no page is read again.
+"""What deduplication needs of a page, in files beside the documents, so that no page is read again.
 
-A signature file holds one row a page that reached deduplication: hashes of its canonical URL and of its text, one
-hash a band of its MinHash signature (Broder 1997), and its shingles, from which the true similarity of two pages is
-computed. Shingles are 31-bit hashes, sorted, as differences in Parquet (DELTA_BINARY_PACKED): about three bytes each.
-At 31 bits two pages of 500 words share 0.0001 shingles by accident.
+A signature file holds one row for each page that reached deduplication: hashes of its canonical URL and of its text,
+one hash for each band of its MinHash signature (Broder 1997), and its shingles, from which the exact similarity of two
+pages is computed. Shingles are 31-bit hashes, sorted, as differences in Parquet (DELTA_BINARY_PACKED): about three
+bytes each. At 31 bits two pages of 500 words share 0.0001 shingles by accident.
 """
+
+from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -16,18 +18,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from core.errors import DataError
 from corpus.config import CleanConfig
 from corpus.urls import canonical_url
 from corpus.words import Words
 
 URL, TEXT, NEAR = 1, 2, 3  # the steps of deduplication, in order
-ROW_GROUP = 4096  # pages; the least that is read to see one page's shingles, some 7 MB
-SHINGLE_SHIFT = np.uint64(33)  # 64-bit hashes become 31-bit ones, which int32 holds
+ROW_GROUP = 4096  # pages; the unit of reading, some 7 MB of shingles
+SHINGLE_SHIFT = np.uint64(33)  # from 64-bit hashes to 31-bit ones, which fit int32
 PRIME = np.uint64(0x9E3779B97F4A7C15)
 
 
 def signature_schema(config: CleanConfig) -> pa.Schema:
-    """The columns of a signature file; its metadata says what the hashes were made with."""
+    """The columns of a signature file; its metadata has the settings that the hashes depend on."""
     fields = [
         pa.field("record_id", pa.string(), nullable=False),
         pa.field("length", pa.int64(), nullable=False),  # of the text, in characters
@@ -36,12 +39,12 @@ def signature_schema(config: CleanConfig) -> pa.Schema:
         pa.field("reached", pa.uint8(), nullable=False),  # last step it took part in: URL, TEXT, NEAR; or 0
         pa.field("bands", pa.binary(8 * config.minhash_bands)),  # null where it did not reach NEAR
         pa.field("shingles", pa.list_(pa.int32())),  # likewise
-        pa.field("duplicate_of", pa.string()),  # record_id of the page that stays; null for a kept page
+        pa.field("duplicate_of", pa.string()),  # record_id of the kept page; null for a kept page
     ]
-    return pa.schema(fields, metadata=_made_with(config))
+    return pa.schema(fields, metadata=_metadata(config))
 
 
-def _made_with(config: CleanConfig) -> dict[bytes, bytes]:
+def _metadata(config: CleanConfig) -> dict[bytes, bytes]:
     values = {name: getattr(config, name) for name in ("shingle_words", "minhash_bands", "minhash_rows")}
     values |= {"minhash_seed": config.minhash_seed, "signature_format": 1}
     return {name.encode(): str(value).encode() for name, value in values.items()}
@@ -71,7 +74,7 @@ def sign(pages: Sequence[tuple[str, str, Words]], config: CleanConfig) -> pa.Tab
 
 
 def url_hash(url: str) -> int:
-    """64 bits that name a canonical URL."""
+    """64-bit hash of the canonical URL."""
     return xxhash.xxh3_64_intdigest(canonical_url(url).encode())
 
 
@@ -82,7 +85,7 @@ def text_hash(text: str) -> int:
 
 
 def minhash_bands(shingles: Sequence[np.ndarray], config: CleanConfig) -> np.ndarray:
-    """One 64-bit hash a band of each page's MinHash signature: (N, minhash_bands) uint64."""
+    """One 64-bit hash for each band of each page's MinHash signature: (N, minhash_bands) uint64."""
     from rensa import RMinHash
 
     n_hashes = config.minhash_bands * config.minhash_rows
@@ -96,9 +99,9 @@ def minhash_bands(shingles: Sequence[np.ndarray], config: CleanConfig) -> np.nda
 
 
 def band_hashes(rows: np.ndarray) -> np.ndarray:
-    """(N, bands, rows) uint64 -> (N, bands) uint64, another function for each band.
+    """(N, bands, rows) uint64 -> (N, bands) uint64, with a different hash function for each band.
 
-    A multiply and shift for each row, and the finisher of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+    Multiply and shift for each row, then the finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
     """
     hashes = np.broadcast_to(np.arange(1, rows.shape[1] + 1, dtype=np.uint64) * PRIME, rows.shape[:2]).copy()
     for row in range(rows.shape[2]):
@@ -125,22 +128,22 @@ def write_signatures(table: pa.Table, path: Path) -> None:
     )
 
 
-def after_dedup(table: pa.Table, gone: dict[int, tuple[int, str | None]]) -> pa.Table:
-    """The signatures of a unit once deduplication is done: row -> (step it went at, record_id that stays).
+def after_dedup(table: pa.Table, dropped: dict[int, tuple[int, str | None]]) -> pa.Table:
+    """The signatures of a unit after deduplication. `dropped`: row -> (step, record_id of the kept page).
 
-    Step 0 is for pages that went later: nothing shall be compared with them.
-    What later crawls cannot need is left out: bands and shingles of pages that went before near-duplicates.
+    Step 0 is for pages that were dropped later: nothing is to be compared with them. What later crawls cannot need is
+    left out: bands and shingles of pages dropped before the step of near-duplicates.
     """
     reached = np.full(table.num_rows, NEAR, dtype=np.uint8)
-    stays: list[str | None] = [None] * table.num_rows
-    for row, (step, kept) in gone.items():
-        reached[row], stays[row] = step, kept
+    kept: list[str | None] = [None] * table.num_rows
+    for row, (step, kept_id) in dropped.items():
+        reached[row], kept[row] = step, kept_id
     near = pa.array(reached == NEAR)
     fields = {
         "reached": pa.array(reached),
         "bands": _only(table["bands"], near),
         "shingles": _only(table["shingles"], near),
-        "duplicate_of": pa.array(stays, pa.string()),
+        "duplicate_of": pa.array(kept, pa.string()),
     }
     columns = [fields.get(name, table[name]) for name in table.column_names]
     return pa.table(columns, schema=table.schema)
@@ -172,7 +175,7 @@ class Batch:
         return self.columns.column(name).to_pylist()
 
     def bands(self) -> np.ndarray:
-        """(N, bands) uint64; rows of pages that did not reach NEAR hold nothing of meaning."""
+        """(N, bands) uint64; rows of pages that did not reach NEAR are undefined."""
         column = self.columns.column("bands")
         width = column.type.byte_width
         start = column.offset * width
@@ -184,14 +187,14 @@ class SignatureFiles:
     """The pages of several signature files as one sequence, numbered in the order of the files."""
 
     def __init__(self, paths: Sequence[Path], config: CleanConfig):
-        """Raises ValueError where a file was made with other settings than `config` has."""
+        """Raises DataError where a file was made with other settings than `config` has."""
         self.paths = [Path(path) for path in paths]
         self.ranges: list[tuple[int, int]] = []  # first page of each file, and the one after its last
         self._groups: list[tuple[int, int, int]] = []  # file, row group, first page
         self.n_pages = 0
         for number, path in enumerate(self.paths):
             file = pq.ParquetFile(path)
-            _check_made_alike(path, file.schema_arrow.metadata or {}, config)
+            _check_settings(path, file.schema_arrow.metadata or {}, config)
             for group in range(file.metadata.num_row_groups):
                 self._groups.append((number, group, self.n_pages))
                 self.n_pages += file.metadata.row_group(group).num_rows
@@ -205,7 +208,7 @@ class SignatureFiles:
         opened, file = -1, None
         for place in groups:
             number, group, first = self._groups[place]
-            if number != opened:
+            if file is None or number != opened:
                 opened, file = number, pq.ParquetFile(self.paths[number])
             table = file.read_row_group(group, columns=list(columns), use_threads=False).combine_chunks()
             for batch in table.to_batches():
@@ -213,7 +216,7 @@ class SignatureFiles:
                 first += len(batch)
 
     def _among(self, pages: np.ndarray, columns: Sequence[str]) -> Iterator[tuple[Batch, np.ndarray]]:
-        """Batches that hold some of the sorted `pages`, each with the rows asked for."""
+        """Batches that hold some of the sorted `pages`, each with the rows of those."""
         starts = np.array([first for _, _, first in self._groups], dtype=np.int64)
         wanted = np.unique(np.searchsorted(starts, pages, side="right") - 1)
         for batch in self._read(wanted.tolist(), columns):
@@ -236,11 +239,11 @@ class SignatureFiles:
         return found
 
 
-def _check_made_alike(path: Path, metadata: dict[bytes, bytes], config: CleanConfig) -> None:
-    for name, value in _made_with(config).items():
+def _check_settings(path: Path, metadata: dict[bytes, bytes], config: CleanConfig) -> None:
+    for name, value in _metadata(config).items():
         if metadata.get(name) != value:
             theirs = metadata.get(name, b"nothing").decode()
-            raise ValueError(
+            raise DataError(
                 f"{path}: made with {name.decode()} = {theirs}, here it is {value.decode()}, so its pages cannot be "
                 "compared. Use the same settings for all crawls, or clean that crawl again."
             )

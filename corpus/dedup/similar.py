@@ -1,11 +1,13 @@
-"""The true similarity of many pairs of pages, with the shingles of a bounded number of pages in memory.
+"""The exact similarity of many pairs of pages, with the shingles of a bounded number of pages in memory.
 
-Pairs are put in order of the clusters that they would form, and cut into chunks; one pass over the signature files
-hands every chunk the shingles of its pages; then each chunk is compared by itself.
+Pairs are ordered by the clusters that they would form and split into chunks; one pass over the signature files writes
+for every chunk the shingles of its pages; then each chunk is compared by itself.
 """
 
+from __future__ import annotations
+
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -14,12 +16,12 @@ import numpy as np
 from corpus.dedup.spill import take_ragged
 
 BYTES_A_CHARACTER = 2  # of a page's shingles: int32 each, at least two characters to a word
-CELLS = 1 << 19  # shingles compared at once; 2 MB of int32 stay in the processor's cache
+CELLS = 1 << 19  # shingles compared at once; 2 MB of int32 fit the processor's cache
 LOW = np.uint64(0xFFFFFFFF)
 
 
 class HasShingles(Protocol):
-    """Where shingles come from: SignatureFiles, or something that makes them up."""
+    """A source of shingles: SignatureFiles, or a synthetic one."""
 
     def shingles(self, pages: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Of sorted, distinct pages, in pieces: (page numbers, number of shingles of each, all their shingles)."""
@@ -38,10 +40,10 @@ def unpack(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def components(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The pages that stand in some pair, sorted, and the number of the cluster that each is joined into.
+    """The connected components of a graph: the pages of all pairs, sorted, and the number of each page's component.
 
-    Every page carries the number of a page; it falls to the smaller of each pair's, then to that page's own, until none
-    falls (after Shiloach and Vishkin 1982). scipy has it too, and takes half a second to load.
+    Every page has a label, at first itself; labels are replaced by the smaller label of each pair, then by that label's
+    label, until none changes (after Shiloach and Vishkin 1982). scipy has it too, and takes half a second to load.
     """
     nodes, ends = np.unique(np.concatenate((a, b)), return_inverse=True)
     left, right = ends.reshape(2, -1)
@@ -58,12 +60,17 @@ def components(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def similarities(
-    pairs: np.ndarray, pages: HasShingles, lengths_of, least: float, folder: Path, memory: int
+    pairs: np.ndarray,
+    pages: HasShingles,
+    lengths_of: Callable[[np.ndarray], np.ndarray],
+    least: float,
+    folder: Path,
+    memory: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Those of the packed, distinct pairs whose Jaccard similarity is at least `least`, with it, sorted.
 
-    `lengths_of(pages)`: the lengths of pages in characters, from which their shingles' memory is reckoned.
-    `memory`: bytes for the shingles of a chunk. `folder`: for what does not fit in one; removed afterwards.
+    `lengths_of(pages)`: the lengths of pages in characters, from which their shingles' memory is estimated.
+    `memory`: bytes for the shingles of a chunk. `folder`: temporary, for what does not fit in one chunk.
     """
     if not len(pairs):
         return pairs, np.zeros(0)
@@ -80,8 +87,10 @@ def similarities(
     return kept[order], value[order]
 
 
-def _chunks(pairs: np.ndarray, lengths_of, memory: int) -> list[np.ndarray]:
-    """The pairs in pieces whose pages' shingles fit in memory; what would be one cluster stands together."""
+def _chunks(
+    pairs: np.ndarray, lengths_of: Callable[[np.ndarray], np.ndarray], memory: int
+) -> list[np.ndarray]:
+    """The pairs in chunks whose pages' shingles fit in memory; pairs that may form one cluster stay together."""
     a, b = unpack(pairs)
     nodes, label = components(a, b)
     cost = lengths_of(nodes) * BYTES_A_CHARACTER + 16
@@ -91,19 +100,19 @@ def _chunks(pairs: np.ndarray, lengths_of, memory: int) -> list[np.ndarray]:
     of_cluster = np.bincount(label, weights=cost).astype(np.int64)
     small = of_cluster[label[place]] <= memory // 2
     chunks = []
-    # Clusters that fit: each counted whole, where its first pair stands.
+    # Clusters that fit: the cost of each is counted at its first pair.
     whole = np.flatnonzero(small)
     whole = whole[np.argsort(label[place[whole]], kind="stable")]
     labels = label[place[whole]]
     first = np.concatenate(([True], labels[1:] != labels[:-1])) if len(whole) else np.zeros(0, dtype=bool)
-    chunks += _cut(pairs[whole], np.where(first, of_cluster[labels], 0), memory // 2)
-    # The others: every pair counted as if it were alone.
+    chunks += _split(pairs[whole], np.where(first, of_cluster[labels], 0), memory // 2)
+    # The others: every pair is counted as if it were alone.
     rest = np.flatnonzero(~small)
-    chunks += _cut(pairs[rest], cost[place[rest]] + cost[np.searchsorted(nodes, b[rest])], memory // 2)
+    chunks += _split(pairs[rest], cost[place[rest]] + cost[np.searchsorted(nodes, b[rest])], memory // 2)
     return chunks
 
 
-def _cut(pairs: np.ndarray, cost: np.ndarray, budget: int) -> list[np.ndarray]:
+def _split(pairs: np.ndarray, cost: np.ndarray, budget: int) -> list[np.ndarray]:
     if not len(pairs):
         return []
     piece = np.cumsum(cost) // max(1, budget)
@@ -140,8 +149,8 @@ def jaccard_of_pairs(
 ) -> np.ndarray:
     """Jaccard similarity of pages a[i] and b[i], whose shingles are flat[starts[i] : starts[i] + counts[i]]: (N,).
 
-    Pairs whose numbers of shingles alone say that they are below `least` get 0 uncompared. The others stand in
-    the rows of a matrix, both pages' shingles in one row, which is sorted: equal neighbours are what they share.
+    Pairs whose numbers of shingles alone show that they are below `least` get 0 without comparison. The others are
+    rows of a matrix, both pages' shingles in one row, which is sorted: equal neighbours are shared shingles.
     """
     value = np.zeros(len(a))
     fewer, more = np.minimum(counts[a], counts[b]), np.maximum(counts[a], counts[b])
@@ -150,7 +159,7 @@ def jaccard_of_pairs(
     width = counts[a[possible]] + counts[b[possible]]
     start = 0
     while start < len(possible):
-        # Rows are as wide as the last of them: no more of them than fit, the first being the narrowest.
+        # All rows are as wide as the last, the widest: as many of them as fit.
         stop = min(len(possible), start + max(1, CELLS // int(width[start])))
         stop = start + max(1, min(stop - start, CELLS // int(width[stop - 1])))
         rows = possible[start:stop]
@@ -167,7 +176,7 @@ def _shared(
     both = np.stack((a, b), axis=1).ravel()
     n = counts[both].reshape(-1, 2).sum(axis=1)
     columns = np.arange(int(n.max()), dtype=np.int32)
-    matrix = np.broadcast_to(-1 - columns, (len(a), len(columns))).copy()  # no two alike, none a shingle
+    matrix = np.broadcast_to(-1 - columns, (len(a), len(columns))).copy()  # all distinct, none a shingle
     matrix[columns < n[:, None]] = take_ragged(flat, starts[both], counts[both])
     matrix.sort(axis=1)
     return (matrix[:, 1:] == matrix[:, :-1]).sum(axis=1)

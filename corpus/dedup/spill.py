@@ -1,26 +1,27 @@
-"""Grouping more pages by key than fit in memory: hash-range partitions in files, sorted one at a time."""
+"""Group more pages by key than fit in memory: hash-range partitions in files, sorted one at a time."""
 
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 ENTRY = 12  # bytes of an entry on disk: a key and a page
-# Bytes of an entry while its partition is sorted: keys, pages, order, and keys and pages in order.
+# Bytes of an entry while its partition is sorted: keys, pages, order, sorted keys and pages.
 SORTING = 48
 MAX_PARTITIONS = 4096
-LEAST_BUFFER = 1 << 12  # entries
+MIN_BUFFER = 1 << 12  # entries
 
 
 class Partitions:
-    """(key, page) entries, spread over files by the highest bits of the key.
+    """(key, page) entries, distributed over files by the highest bits of the key.
 
-    `expected`: about how many entries will come. `memory`: bytes that this may use. The groups that come out do not
-    depend on either. `number`: the type of pages, or of whatever is grouped.
+    `expected`: approximate number of entries. `memory`: bytes that this may use. The groups that come out do not
+    depend on either. `number`: the data type of pages, or of whatever is grouped.
     """
 
-    def __init__(self, folder: Path, expected: int, memory: int, number: type = np.uint32):
+    def __init__(self, folder: Path, expected: int, memory: int, number: type[np.integer[Any]] = np.uint32):
         self.folder = folder
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -28,10 +29,10 @@ class Partitions:
         while expected * SORTING > memory << self.bits and 1 << self.bits < MAX_PARTITIONS:
             self.bits += 1
         self._buffer: list[tuple[np.ndarray, np.ndarray]] = []
-        self._buffered, self._limit = 0, max(LEAST_BUFFER, memory // SORTING)
+        self._buffered, self._limit = 0, max(MIN_BUFFER, memory // SORTING)
 
     def add(self, keys: np.ndarray, pages: np.ndarray) -> None:
-        """Take (N,) uint64 keys and their (N,) pages."""
+        """Add (N,) uint64 keys and their (N,) pages."""
         self._buffer.append((keys, pages.astype(self.number)))
         self._buffered += len(keys)
         if self._buffered >= self._limit:
@@ -59,12 +60,12 @@ class Partitions:
             start = end
 
     def groups(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Pages that share a key with another page: (pages, first place of each group), partition by partition.
+        """Pages that share a key with another page: (pages, first position of each group), partition by partition.
 
-        Groups stand in the order of their keys, pages of a group in ascending order. Each partition's files are
-        removed once read.
+        Groups are in the order of their keys, pages of a group in ascending order. Each partition's files are removed
+        once read.
         """
-        if self.bits == 0:  # everything fits: no need of files
+        if self.bits == 0:  # everything fits in memory: no files needed
             buffer, self._buffer, self._buffered = self._buffer, [], 0
             written = self.folder / "0.keys"
             if buffer and not written.is_file():
@@ -85,8 +86,8 @@ class Partitions:
 
 
 def _groups(keys: np.ndarray, pages: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    # Sorting numbers is thrice as fast as finding their order. So each key's lowest bits make room for its place;
-    # what is alike in the others, nearly always the same key, is looked at in full afterwards.
+    # np.sort is three times as fast as np.argsort. So the lowest bits of each key are replaced by its position; keys
+    # that agree in the other bits, nearly always equal ones, are compared in full afterwards.
     low = np.uint64((1 << max(1, (len(keys) - 1).bit_length())) - 1)
     packed = (keys & ~low) | np.arange(len(keys), dtype=np.uint64)
     packed.sort()
@@ -100,7 +101,7 @@ def _groups(keys: np.ndarray, pages: np.ndarray) -> Iterator[tuple[np.ndarray, n
 
 
 def _shared(ordered: np.ndarray) -> np.ndarray:
-    """Which of the sorted values are the same as a neighbour: (N,) bool."""
+    """Which of the sorted values equal a neighbour: (N,) bool."""
     same = ordered[1:] == ordered[:-1]
     shared = np.zeros(len(ordered), dtype=bool)
     shared[1:] |= same

@@ -16,7 +16,8 @@ from corpus.engines.wire import TaskBatch, decode_result, encode_batch, run_batc
 DECIDES_NOTHING = "where the units run"
 
 POLL = 0.5  # seconds between looks at the progress
-OWN_CLUSTER = {  # a Ray that we start: small, because data is exchanged in files, and visible to this machine only
+# Options of a Ray that we start: small, because data is exchanged in files, and visible to this machine only.
+OWN_CLUSTER: dict[str, Any] = {
     "include_dashboard": False,
     "object_store_memory": 100 << 20,  # bytes
     "_node_ip_address": "127.0.0.1",
@@ -94,7 +95,7 @@ class RayEngine:
             ) from error
         if ray.is_initialized():
             return ray
-        quiet = {"log_to_driver": False, "logging_level": "warning"}
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
         if os.environ.get("RAY_ADDRESS"):
             ray.init(**quiet)
         else:

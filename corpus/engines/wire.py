@@ -79,7 +79,7 @@ def run_batch(
         on_progress(todo[0], amount)
 
     def death(task: tuple[str, str, str], exit_code: int) -> bool:
-        return bool(batch.on_death) and by_name(batch.on_death)(_decode_task(*task[1:]), exit_code)
+        return batch.on_death is not None and by_name(batch.on_death)(_decode_task(*task[1:]), exit_code)
 
     # As text, so that this process, which only watches, need not load the units' modules.
     tasks = [(batch.function, batch.task_type, task) for task in batch.tasks]

@@ -16,7 +16,7 @@ import pytest
 from processes import alive
 from small_web import content, files_of
 
-from corpus import clean
+from corpus import publish
 from corpus.clean import CleanConfig, CleaningFailed, TooManyFailures, clean_crawl
 from corpus.ledger import (
     LEDGER_SCHEMA,
@@ -136,7 +136,7 @@ def test_a_killed_worker_changes_nothing(sample, cleaned, tmp_path):
 
 
 def run_alone(sample: Path, folder: Path, root: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "corpus.clean", *map(str, sorted(sample.glob("*.warc.gz")))]
+    command = [sys.executable, "-m", "corpus", *map(str, sorted(sample.glob("*.warc.gz")))]
     options = ["--out", str(folder / "out"), "--work", str(folder / "work"), "--workers", "1"]
     return subprocess.Popen([*command, *options], cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
@@ -220,7 +220,7 @@ def test_what_cannot_be_done_is_said_in_a_sentence(sample, tmp_path, monkeypatch
     def full(*_):
         raise OSError(28, "No space left on device", str(out))
 
-    monkeypatch.setattr(clean, "write_part", full)
+    monkeypatch.setattr(publish, "write_part", full)
     with pytest.raises(CleaningFailed, match="Free some space and run it again"):
         clean_crawl([file], out, work, workers=0)
     assert not out.exists()

@@ -9,7 +9,7 @@ import pytest
 from test_across import CONFIG, prose, write
 
 from corpus.clean import CleanConfig, clean_crawl
-from corpus.dedup.repeats import cut_repeats, find_repeats
+from corpus.dedup.repeats import find_repeats, remove_repeats
 from corpus.ledger import check_conservation, document_dataset, read_ledger
 
 
@@ -22,7 +22,7 @@ def cut(tmp_path, units, **settings):
         table = pa.table({"text": texts, "n_bytes": [len(text.encode()) for text in texts]})
         pq.write_table(table, folders[-1] / "documents.parquet")
     find_repeats(folders, [set()] * len(units), config, tmp_path / "found")
-    return [cut_repeats(texts, tmp_path / "found", n, config) for n, texts in enumerate(units)]
+    return [remove_repeats(texts, tmp_path / "found", n, config) for n, texts in enumerate(units)]
 
 
 def test_lines_of_many_documents_go_from_all_of_them(tmp_path):
@@ -67,7 +67,7 @@ def test_runs_are_those_of_a_search_for_every_one_of_them_whatever_the_memory(tm
     starved = CleanConfig(dedup_substrings=10)
     object.__setattr__(starved, "dedup_memory_mb", 0)
     find_repeats([tmp_path / "unit0", tmp_path / "unit1"], [set(), set()], starved, tmp_path / "again")
-    assert cut_repeats(texts[:7], tmp_path / "again", 0, starved) == left[0]
+    assert remove_repeats(texts[:7], tmp_path / "again", 0, starved) == left[0]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

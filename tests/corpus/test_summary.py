@@ -146,7 +146,7 @@ def test_every_rule_has_a_meaning_in_words(cleaned):
 def test_the_rules_written_out_in_the_code_have_a_meaning(root):
     """Those of failed, dropped and changed records, as the modules that end a record name them."""
     ends = re.compile(
-        r"""(?:Ended\(\s*ledger\.\w+,\s*"\w+",|BadBody\(|BrokenRecord\([^)]*place,|rule=|"rule":)\s*"(\w+)\""""
+        r"""(?:Outcome\(\s*ledger\.\w+,\s*"\w+",|BadBody\(|BrokenRecord\([^)]*place,|rule=|"rule":)\s*"(\w+)\""""
     )
     code = "".join(path.read_text() for path in (root / "corpus").glob("*.py"))
     found = set(ends.findall(code)) | set(DETAILS) | set(FAULTS) | set(duplicates.RULES.values())
