@@ -12,7 +12,7 @@ from assets.stage import Evidence, StageRun, stage
     checks={"not_empty": "The crawl holds at least one record."},
 )
 def raw_crawl(run: StageRun) -> Evidence:
-    """A source of params.yaml's `crawls`: the sample web, WARC files by glob, Common Crawl, URLs, or ready text.
+    """A source of params.yaml's `crawls`: the sample web, WARC files by glob, Common Crawl, URLs, or text datasets.
 
     Files that lie elsewhere are not copied: the manifest names each with its size, SHA-256 and number of records.
     What was asked for and could not be had stands in `fetch-log.jsonl` with the reason.
