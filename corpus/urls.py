@@ -1,11 +1,11 @@
-"""Where a page comes from: host, a canonical form that tells re-captures apart from new pages, and block lists."""
+"""A page's URL: its host, a canonical form that is the same for all captures of a page, and block lists."""
 
 import re
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
-# Query fields that tell who sent the reader, not what he reads.
+# Query fields that say where a visitor came from, not which page it is.
 TRACKING = re.compile(
     r"(?:utm_\w+|gclid|fbclid|msclkid|dclid|yclid|mc_[ce]id|igshid|_ga|ref_src)(?:=|$)", re.I
 )
@@ -21,9 +21,9 @@ def host_of(url: str) -> str:
 
 
 def canonical_url(url: str) -> str:
-    """One spelling for all addresses of the same page: no scheme, fragment, default port or tracking fields.
+    """One form for all URLs of the same page: no scheme, fragment, default port or tracking fields.
 
-    Path and the order of the query are left as they are, because servers may tell them apart.
+    Path and the order of the query stay as they are, because they may matter to a server.
     """
     try:
         parts = urlsplit(url.strip())
@@ -38,7 +38,7 @@ def canonical_url(url: str) -> str:
 
 
 class UrlFilter:
-    """Says why a URL is not wanted. Holds sets, so a look-up costs microseconds whatever the lists' length."""
+    """Which URLs are blocked, and why. A look-up takes microseconds whatever the lists' length: they are sets."""
 
     def __init__(
         self,
@@ -46,8 +46,8 @@ class UrlFilter:
         blocked_words: Iterable[str] = (),
         suspect_words: Iterable[str] = (),
     ):
-        """`blocked_domains` cover their subdomains; words are whole words of host, path or query, and of the
-        `suspect_words` it takes two."""
+        """`blocked_domains` include their subdomains; words are whole words of host, path or query. One of the
+        `blocked_words` or two of the `suspect_words` block a URL."""
         self.domains = frozenset(d.strip().lower().strip(".") for d in blocked_domains)
         self.words = frozenset(w.strip().lower() for w in blocked_words)
         self.suspects = frozenset(w.strip().lower() for w in suspect_words)

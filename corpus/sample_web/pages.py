@@ -1,8 +1,8 @@
-"""What the sample crawl's web looks like: six site designs, their hosts, and how a page becomes an HTTP response.
+"""The sites of the sample web: six designs, their hosts, and how a page becomes an HTTP response.
 
-Notable: hosts stand under the reserved name `.example` (RFC 2606). Designs differ in what an extractor must see
-through: semantic HTML5, a wiki's nested divs and tables, a blog with widgets and comments, a table layout of
-the nineties in windows-1252, a charset told only in <meta>, a bare reference page.
+Notable: hosts are under the reserved name `.example` (RFC 2606). Designs differ in what an extractor must
+handle: semantic HTML5, a wiki's nested divs and tables, a blog with widgets and comments, a table layout of
+the nineties in windows-1252, a charset declared only in <meta>, a bare reference page.
 """
 
 import html
@@ -108,7 +108,7 @@ def slug(title: str) -> str:
 
 
 def page_url(site: Site, title: str, number: int) -> str:
-    """The page's address in its site's style; `number` makes it the only one."""
+    """The page's URL in its site's style; `number` makes it unique."""
     path = {
         "magazine": f"/{slug(title)}-{number}.html",
         "wiki": f"/wiki/{slug(title).replace('-', '_').capitalize()}_{number}",

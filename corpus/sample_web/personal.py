@@ -1,8 +1,8 @@
-"""The personal data planted into the sample crawl, nobody's each, and the decoys that must survive.
+"""The personal data planted into the sample web, which belong to nobody, and the decoys that must survive.
 
 Domains are of reserved names (RFC 2606), telephone numbers of the ranges that regulators keep for fiction (NANPA
 555-01xx, Ofcom 020 7946 0xxx, Bundesnetzagentur 030 23125xxx, ARCEP 01 99 00 xx xx), IBANs of banks that do not exist
-with true check digits, card numbers under the prefixes of the networks' test cards with a true Luhn digit.
+with valid check digits, card numbers under the prefixes of the networks' test cards with a valid Luhn digit.
 """
 
 import ipaddress
@@ -56,7 +56,7 @@ SHARES = {"email": 0.12, "ip": 0.06, "phone": 0.08, "iban": 0.03, "card": 0.03} 
 FIRST = {"email": (0, 1, 2, 3), "ip": (2, 3, 4, 5), "phone": (0, 1, 4, 5), "iban": (0, 2), "card": (1, 3)}
 DECOY_SHARE = 0.12
 PLAIN = range(10, 40)  # articles that stay plain, so that the smallest sample has originals to copy
-DECOYS = (  # look like personal data and are none: nothing of them may be replaced
+DECOYS = (  # look like personal data and are not: nothing of them may be replaced
     "The catalogue was typeset with version 3.14.2 of the program.",
     "Inside the library's own network the text is found at 192.168.17.20 only.",
     "The reading machine calls itself on 127.0.0.1 when it starts.",
@@ -77,11 +77,11 @@ DECOYS = (  # look like personal data and are none: nothing of them may be repla
 def plant_personal(
     article: Article, number: int, random: Random
 ) -> tuple[Article, list[dict[str, str]], list[str]]:
-    """The article with what befits the sample's `number`-th article: (article, [{kind, text}], decoys)."""
+    """The article with the data and decoys of the sample's `number`-th article: (article, [{kind, text}], decoys)."""
     planted, decoys = [], []
     for kind, share in SHARES.items():
         if (random.random() < share and number not in PLAIN) or number in FIRST[kind]:
-            planted.append({"kind": kind, "text": MAKERS[kind](random)})
+            planted.append({"kind": kind, "text": GENERATORS[kind](random)})
             article = plant_sentence(
                 article, random.choice(SENTENCES[kind]).format(planted[-1]["text"]), random
             )
@@ -92,12 +92,12 @@ def plant_personal(
     return article, planted, decoys
 
 
-def an_email(random: Random) -> str:
+def random_email(random: Random) -> str:
     """An address under a reserved name."""
     return f"{random.choice(EMAIL_NAMES)}@{random.choice(EMAIL_DOMAINS)}"
 
 
-def a_public_ip(random: Random) -> str:
+def random_public_ip(random: Random) -> str:
     """An IPv4 address that is globally routable (documentation ranges are not, and would not be replaced)."""
     while True:
         address = ipaddress.IPv4Address(random.randrange(1 << 24, 223 << 24))
@@ -105,13 +105,13 @@ def a_public_ip(random: Random) -> str:
             return str(address)
 
 
-def a_phone(random: Random) -> str:
+def random_phone(random: Random) -> str:
     """A number of a range kept for fiction."""
     return "".join(random.choice("0123456789") if c == "x" else c for c in random.choice(PHONES))
 
 
-def an_iban(random: Random) -> str:
-    """An account of bank 0 of Germany, or of bank XXXX of Britain or the Netherlands: there is none such."""
+def random_iban(random: Random) -> str:
+    """An account of bank 0 of Germany, or of bank XXXX of Britain or the Netherlands: neither exists."""
     country, bank, length = random.choice(
         (("DE", "00000000", 18), ("GB", "XXXX000000", 18), ("NL", "XXXX", 14))
     )
@@ -121,7 +121,7 @@ def an_iban(random: Random) -> str:
     return " ".join(shown[i : i + 4] for i in range(0, len(shown), 4)) if random.random() < 0.8 else shown
 
 
-def a_card(random: Random) -> str:
+def random_card(random: Random) -> str:
     """A number of 16 digits that passes Luhn's check, in groups of four."""
     digits = random.choice(("40000000", "55555555", "60111111")) + "".join(random.choices("0123456789", k=7))
     total = sum(sum(divmod(int(c) * (2 - at % 2), 10)) for at, c in enumerate(digits))
@@ -129,4 +129,10 @@ def a_card(random: Random) -> str:
     return random.choice((" ", "-")).join(shown[i : i + 4] for i in range(0, 16, 4))
 
 
-MAKERS = {"email": an_email, "ip": a_public_ip, "phone": a_phone, "iban": an_iban, "card": a_card}
+GENERATORS = {
+    "email": random_email,
+    "ip": random_public_ip,
+    "phone": random_phone,
+    "iban": random_iban,
+    "card": random_card,
+}

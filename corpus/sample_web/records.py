@@ -1,7 +1,6 @@
 """The records of the sample web, made one by one: texts on the pages of its sites, with the planted trouble.
 
-Notable: every record has a random generator of its own, seeded with (seed, number), so that a record depends on
-nothing but its place in the order of making.
+Notable: every record has a random generator of its own, seeded with (seed, number of records before it).
 """
 
 import hashlib

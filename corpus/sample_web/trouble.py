@@ -1,9 +1,9 @@
-"""The trouble planted into the sample crawl: near-copies, spam, broken markup.
+"""The trouble planted into the sample web: near-copies, spam, broken markup.
 
-Personal data and their decoys are planted by sample_personal.py.
+Personal data and their decoys are planted by corpus.sample_web.personal.
 
 Each function takes its own random generator, so that a page's trouble depends on nothing but the seed and the
-page's number. What is planted is returned, so that it can be written down as truth.
+page's number. What is planted is returned, so that it can be recorded as truth.
 """
 
 import re
@@ -13,7 +13,7 @@ from random import Random
 from corpus.sample_web.texts import Article, sentences
 
 SHINGLE = 5  # words, as FineWeb's MinHash (arXiv 2406.17557, section 3.4)
-MIN_JACCARD = 0.85  # of a planted near-copy; the claim is 0.8, the margin is for what extraction adds
+MIN_JACCARD = 0.85  # of a planted near-copy: the threshold of deduplication, 0.8, and a margin for extraction
 
 
 def shingles(text: str) -> set[tuple[str, ...]]:
@@ -23,7 +23,7 @@ def shingles(text: str) -> set[tuple[str, ...]]:
 
 
 def jaccard(a: str, b: str) -> float:
-    """Shared over all word 5-gram shingles of two texts."""
+    """Jaccard similarity of the word 5-gram shingles of two texts."""
     left, right = shingles(a), shingles(b)
     return len(left & right) / len(left | right)
 
@@ -164,10 +164,10 @@ BROKEN_VARIANTS = ("unclosed_tags", "deep_nesting", "stray_bytes", "bare_fragmen
 
 
 def break_markup(page: bytes, variant: str, random: Random) -> bytes:
-    """The page's HTML damaged as one finds it on the web; its main text stays whole."""
+    """The page's HTML with damage as it occurs on the web; its main text stays complete."""
     if variant == "unclosed_tags":
         page = re.sub(rb"</(?:[pP]|li|LI|body|BODY|html|HTML|h1|H1|FONT)>", b"", page)
-        return b"</div></span></b>".join(page.rsplit(b"</div>", 1))  # and one end too many
+        return b"</div></span></b>".join(page.rsplit(b"</div>", 1))  # and one end tag too many
     if variant == "deep_nesting":
         depth = random.randrange(300, 500)
         return page.replace(b"<h1", b"<div>" * depth + b"<h1", 1).replace(

@@ -1,4 +1,4 @@
-"""A small web of known truth, for the tests of the corpus' room."""
+"""A small web of known truth, for the tests of the corpus package."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A local HTTP server that plays a script: files by path, and for each request of one what goes wrong with it."""
+"""A local HTTP server with scripted faults: files by path, and for each request of one what goes wrong with it."""
 
 import contextlib
 import email.utils
@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class Fault:
-    """What to do in place of a plain answer. `cut`: bytes of the body after which the connection ends;
+    """What to do instead of a normal response. `cut`: bytes of the body after which the connection ends;
     `stall`: seconds to do nothing in after them; `trickle`: send one byte each so many seconds from there on."""
 
     status: int = 0
@@ -20,7 +20,7 @@ class Fault:
     cut: int | None = None
     stall: float = 0
     trickle: float = 0
-    length: int | None = None  # the Content-Length that it claims
+    length: int | None = None  # the Content-Length that it states
     body: bytes | None = None
     no_range: bool = False
     etag: str | None = None
@@ -122,7 +122,7 @@ def answer(server: Server, request: BaseHTTPRequestHandler) -> None:
 def ranged(
     data: bytes, headers: dict[str, str], etag: str, fault: Fault
 ) -> tuple[bytes, int, dict[str, str]]:
-    """A part of the file, as RFC 9110 wants it: If-Range with another validator gets all of it."""
+    """A part of the file, according to RFC 9110: If-Range with another validator gets all of it."""
     wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", headers.get("range", ""))
     if wanted is None or fault.no_range or headers.get("if-range", etag) != etag:
         return data, 200, {}
@@ -133,5 +133,5 @@ def ranged(
 
 
 def in_seconds(seconds: float) -> str:
-    """An HTTP date so far ahead."""
+    """An HTTP date that many seconds from now."""
     return email.utils.formatdate(time.time() + seconds, usegmt=True)

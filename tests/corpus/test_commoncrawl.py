@@ -1,4 +1,4 @@
-"""Fetching from Common Crawl: whatever the server does, the files are whole or the crawl says what is missing."""
+"""Fetching from Common Crawl: whatever the server does, the files are complete or the crawl says what is missing."""
 
 import errno
 import gzip
@@ -35,7 +35,7 @@ def path_of(number: int) -> str:
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory) -> dict[str, bytes]:
-    """Four WARC files of 12 pages and their listing, by the paths that Common Crawl's server has for them."""
+    """Four WARC files of 12 pages and their listing, by their paths on Common Crawl's server."""
     folder, files = tmp_path_factory.mktemp("archives"), {}
     for number in range(FILES):
         noise = random.Random(number)
@@ -56,8 +56,8 @@ def server(archives):
         yield server
 
 
-def build(server: Server, out: Path, **knobs):
-    spec = {"source": "commoncrawl", "crawl": CRAWL, "files": 2, "base": server.url, **QUICK, **knobs}
+def build(server: Server, out: Path, **settings):
+    spec = {"source": "commoncrawl", "crawl": CRAWL, "files": 2, "base": server.url, **QUICK, **settings}
     return build_crawl("cc", spec, out, out.parent, work=out.with_name("work"))
 
 
@@ -66,7 +66,7 @@ def same_bytes(out: Path, archives: dict[str, bytes], *numbers: int) -> bool:
     return {path.name: path.read_bytes() for path in out.glob("*.warc.gz")} == wanted
 
 
-def test_the_files_of_a_crawl_are_fetched_and_written_down_with_their_origin(server, archives, tmp_path):
+def test_the_files_of_a_crawl_are_fetched_and_listed_with_their_origin(server, archives, tmp_path):
     summary = build(server, tmp_path / "cc", first=1)
     assert (summary.files, summary.records, summary.broken) == (2, 2 * PAGES, 0)
     assert summary.source == f"Common Crawl {CRAWL}, 2 of 4 WARC files"
@@ -77,7 +77,7 @@ def test_the_files_of_a_crawl_are_fetched_and_written_down_with_their_origin(ser
     assert all("Stemma" in headers["user-agent"] for _, headers, _ in server.requests)
 
 
-def test_a_spread_sample_is_the_same_for_the_same_seed(server, tmp_path):
+def test_the_same_seed_chooses_the_same_files(server, tmp_path):
     names = [
         [f.file for f in read_manifest(tmp_path / str(n))]
         for n, seed in enumerate((5, 5, 6))
@@ -94,16 +94,16 @@ FAULTS = {
     "it claims fewer bytes than it sends": [Fault(length=5_000)],
     "it sends other bytes": [Fault(body=b"<html>busy</html>"), Fault(body=b"\x1f\x8b\x08" + bytes(50))],
     "it sends a damaged file": [Fault(body=b"damaged")],
-    "it knows no ranges": [Fault(cut=20_000, no_range=True), Fault(no_range=True)],
+    "it supports no ranges": [Fault(cut=20_000, no_range=True), Fault(no_range=True)],
     "it fails": [Fault(status=500), Fault(status=503), Fault(status=504)],
-    "it is behind a proxy that turns away": [Fault(status=403), Fault(status=403), Fault(status=429)],
+    "it is behind a proxy that rejects requests": [Fault(status=403), Fault(status=403), Fault(status=429)],
     "it hangs up before it answers": [Fault(status=200, length=50_000, cut=0)],
     "the file changes meanwhile": [Fault(cut=20_000, body=os.urandom(40_000), etag='"older"')],
 }
 
 
 @pytest.mark.parametrize("what", FAULTS)
-def test_whatever_the_server_does_the_bytes_are_right(what, server, archives, tmp_path):
+def test_the_bytes_are_right_whatever_the_server_does(what, server, archives, tmp_path):
     path = path_of(0)
     if what == "it sends a damaged file":
         damaged = bytearray(archives[path])
@@ -116,7 +116,7 @@ def test_whatever_the_server_does_the_bytes_are_right(what, server, archives, tm
     assert verify(tmp_path / "cc", tmp_path) == []
 
 
-def test_only_what_is_missing_is_asked_for_again(server, archives, tmp_path):
+def test_only_missing_bytes_are_requested_again(server, archives, tmp_path):
     server.faults[path_of(0)] = [Fault(cut=20_000), Fault(cut=9_000)]
     build(server, tmp_path / "cc")
     asked = [headers.get("range") for headers in server.seen(path_of(0))]
@@ -125,7 +125,7 @@ def test_only_what_is_missing_is_asked_for_again(server, archives, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
-def test_retry_after_holds_for_all_connections(form, server, archives, tmp_path):
+def test_retry_after_applies_to_all_connections(form, server, archives, tmp_path):
     asks = "1" if form == "seconds" else in_seconds(2)  # a date counts whole seconds
     server.faults[path_of(0)] = [Fault(status=503, headers={"Retry-After": asks})]
     server.faults[path_of(1)] = [Fault(status=200, cut=0, length=9, stall=0.1)]  # would ask again at once
@@ -135,7 +135,7 @@ def test_retry_after_holds_for_all_connections(form, server, archives, tmp_path)
     assert same_bytes(tmp_path / "cc", archives, 0, 1)
 
 
-def test_a_server_that_wants_to_be_left_alone_for_hours_is(server, tmp_path):
+def test_a_retry_after_of_hours_ends_the_fetch(server, tmp_path):
     server.faults[path_of(0)] = [Fault(status=429, headers={"Retry-After": "86400"})]
     with pytest.raises(PermanentFetchError, match="left alone for 86,400 s"):
         build(server, tmp_path / "cc")
@@ -149,7 +149,7 @@ def test_no_more_connections_than_allowed(server, tmp_path):
     assert server.at_once == 2
 
 
-def test_a_file_that_cannot_be_had_fails_the_crawl_or_is_listed(server, archives, tmp_path):
+def test_a_file_that_cannot_be_fetched_fails_the_crawl_or_is_listed(server, archives, tmp_path):
     del server.files[path_of(1)]
     with pytest.raises(PermanentFetchError, match=f"{path_of(1)}: the server answers 404"):
         build(server, tmp_path / "cc", files=3)
@@ -169,7 +169,7 @@ def test_a_file_that_cannot_be_had_fails_the_crawl_or_is_listed(server, archives
         (Fault(body=b"never gzip"), "came 3 times and does not unpack"),
     ],
 )
-def test_a_server_that_never_behaves_is_given_up_with_a_sentence(fault, words, server, tmp_path):
+def test_a_server_that_keeps_failing_ends_the_fetch_with_the_reason(fault, words, server, tmp_path):
     server.faults[path_of(0)], server.forever = [fault], {path_of(0)}
     with pytest.raises(PermanentFetchError, match=words):
         build(server, tmp_path / "cc", files=1)
@@ -177,7 +177,7 @@ def test_a_server_that_never_behaves_is_given_up_with_a_sentence(fault, words, s
 
 
 @pytest.mark.parametrize(
-    ("knobs", "error", "words"),
+    ("settings", "error", "words"),
     [
         ({"crawl": "CC-MAIN-1999-01"}, PermanentFetchError, "no crawl 'CC-MAIN-1999-01'"),
         ({"files": 5}, ValueError, "has 4 WARC files, and 5 from number 0 on"),
@@ -187,9 +187,9 @@ def test_a_server_that_never_behaves_is_given_up_with_a_sentence(fault, words, s
         ({"crawl": ""}, ValueError, "needs 'crawl', an id such as CC-MAIN-2026-45"),
     ],
 )
-def test_what_cannot_be_fetched_is_told_in_a_sentence(knobs, error, words, server, tmp_path):
+def test_settings_that_cannot_be_fetched_are_errors_that_say_why(settings, error, words, server, tmp_path):
     with pytest.raises(error, match=words):
-        build(server, tmp_path / "cc", **knobs)
+        build(server, tmp_path / "cc", **settings)
 
 
 @pytest.mark.parametrize("no_range", [False, True])
@@ -206,7 +206,7 @@ def test_the_first_bytes_of_a_file_are_cut_at_a_record(no_range, server, archive
     assert server.seen(path_of(0))[0]["range"] == "bytes=0-19999"
 
 
-def test_a_piece_too_small_for_a_record_is_told(server, tmp_path):
+def test_a_byte_limit_below_one_record_is_an_error(server, tmp_path):
     with pytest.raises(PermanentFetchError, match="first record is longer than the 1,000 bytes"):
         build(server, tmp_path / "cc", bytes=1000)
 
@@ -220,7 +220,7 @@ build_crawl("cc", {spec!r}, Path(sys.argv[1]), Path(sys.argv[1]), work=Path(sys.
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_fetch_that_is_killed_goes_on_where_it_was(how, server, archives, root, tmp_path):
+def test_a_killed_fetch_resumes_where_it_was(how, server, archives, root, tmp_path):
     spec = {"source": "commoncrawl", "crawl": CRAWL, "base": server.url, **QUICK, "stall_seconds": 60}
     server.faults[path_of(0)] = [Fault(cut=30_000, stall=20)]
     out, work = tmp_path / "cc", tmp_path / "work"
@@ -278,7 +278,7 @@ def raise_it(error):
     raise error
 
 
-def test_what_came_in_goes_on_in_another_process_only_if_it_is_the_same_file(server, archives, tmp_path):
+def test_a_partial_file_is_resumed_only_if_it_is_of_the_same_version(server, archives, tmp_path):
     part = tmp_path / "a.gz.part"
     part.write_bytes(archives[path_of(0)][:10_000])
     for about in (None, {"url": "http://other.example/", "validator": "x", "total": 5}, "{"):
@@ -290,7 +290,7 @@ def test_what_came_in_goes_on_in_another_process_only_if_it_is_the_same_file(ser
         part.write_bytes(b"something else")
 
 
-def test_the_command_line_names_a_crawl_in_one_word(tmp_path):
+def test_the_crawl_option_describes_a_common_crawl(tmp_path):
     assert parse_crawl("cc=commoncrawl:CC-MAIN-2026-45:10", tmp_path) == (
         "cc",
         {"source": "commoncrawl", "crawl": "CC-MAIN-2026-45", "files": 10},

@@ -1,4 +1,4 @@
-"""A crawl's manifest: complete, the same wherever it is made, and it notices one changed byte."""
+"""A crawl's manifest: complete, the same on every machine, and `verify` detects one changed byte."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from corpus.warc import read_records
 
 @pytest.fixture
 def offline(monkeypatch):
-    """Python's manual as the sample's text: no network, and quick."""
+    """Python's manual as the sample's text: no network, and fast."""
     monkeypatch.setattr(build, "load_texts", lambda wheel=None: manual_texts())
 
 
@@ -42,7 +42,7 @@ def test_the_manifest_is_the_same_for_the_same_inputs(tmp_path, offline):
     assert one == two and str(tmp_path) not in one
 
 
-def test_one_changed_byte_is_noticed_and_named(tmp_path, offline):
+def test_verify_names_a_file_with_one_changed_byte(tmp_path, offline):
     out = tmp_path / "crawl"
     build_crawl("sample", {"source": "sample", "pages": 150}, out, tmp_path)
     target = out / "sample-02.warc.gz"
@@ -63,7 +63,7 @@ def warcs(folder: Path, tmp_path: Path) -> None:
         shutil.copy(path, folder)
 
 
-def test_ones_own_files_are_pointed_to_relative_to_the_project(tmp_path, offline):
+def test_existing_files_are_referenced_relative_to_the_project(tmp_path, offline):
     root = tmp_path / "project"
     root.mkdir()
     warcs(tmp_path / "elsewhere", tmp_path)
@@ -76,7 +76,7 @@ def test_ones_own_files_are_pointed_to_relative_to_the_project(tmp_path, offline
     assert str(tmp_path) not in json.dumps([f.file for f in files])
 
 
-def test_files_behind_a_url_are_read_like_local_ones(tmp_path, offline):
+def test_remote_files_are_read_like_local_ones(tmp_path, offline):
     warcs(tmp_path / "elsewhere", tmp_path)
     spec = {
         "source": "warc",
@@ -104,12 +104,12 @@ def test_every_fixture_is_in_the_manifest(tmp_path, root, shared_data):
         ({}, "None"),
     ],
 )
-def test_a_spec_that_makes_no_sense_is_told_in_a_sentence(tmp_path, spec, word):
+def test_an_invalid_spec_is_an_error_that_says_why(tmp_path, spec, word):
     with pytest.raises(ValueError, match=word):
         build_crawl("x", spec, tmp_path, tmp_path)
 
 
-def test_a_glob_that_matches_nothing_and_a_missing_or_damaged_manifest_are_told(tmp_path):
+def test_a_glob_without_matches_and_a_missing_or_damaged_manifest_are_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match="no file matches"):
         build_crawl("x", {"source": "warc", "paths": "nothing/*.gz"}, tmp_path, tmp_path)
     with pytest.raises(FileNotFoundError, match="not made yet"):

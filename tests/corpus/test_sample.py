@@ -1,4 +1,4 @@
-"""The sample crawl: same bytes every time, read whole by the reader, and its truth is true."""
+"""The sample web: the same bytes every time, readable by our reader, and its truth is correct."""
 
 import hashlib
 import ipaddress
@@ -24,7 +24,7 @@ ADDRESS = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
 
 @pytest.fixture(scope="module")
 def texts() -> Texts:
-    """The real texts where they can be had (cache or network), else Python's manual."""
+    """The real texts where they are available (cache or network), else Python's manual."""
     return load_texts()
 
 
@@ -57,7 +57,7 @@ def test_the_same_pages_and_seed_give_the_same_bytes(texts, built, tmp_path):
     assert not set(hashes(tmp_path / "other").values()) & set(hashes(built).values())
 
 
-def test_the_bytes_are_those_of_every_machine(texts, tmp_path):
+def test_the_bytes_are_the_same_on_every_machine(texts, tmp_path):
     if not texts.articles["fr"]:
         pytest.skip("the pinned text could not be fetched")
     build_sample(tmp_path, MIN_PAGES, texts=texts)
@@ -65,14 +65,14 @@ def test_the_bytes_are_those_of_every_machine(texts, tmp_path):
     assert digest.hexdigest()[:16] == "19d859ca9f80de96"
 
 
-def test_the_reader_reads_all_of_it(records, truth):
+def test_the_reader_reads_every_record(records, truth):
     assert len(records) == len(truth) == len({r.record_id for r in records}) == len({r.url for r in records})
     assert {r.record_id: r.url for r in records} == {i: row["url"] for i, row in truth.items()}
     (broken,) = [r for r in records if isinstance(r, BrokenRecord)]
     assert (broken.rule, truth[broken.record_id]["kind"]) == ("truncated", "truncated")
 
 
-def test_every_kind_of_trouble_is_there_at_the_smallest_size(texts, tmp_path):
+def test_the_smallest_sample_has_every_kind_of_trouble(texts, tmp_path):
     build_sample(tmp_path, MIN_PAGES, texts=texts)
     rows = pq.read_table(tmp_path / "truth.parquet").to_pylist()
     kinds = Counter(row["kind"] for row in rows)
@@ -85,7 +85,7 @@ def test_every_kind_of_trouble_is_there_at_the_smallest_size(texts, tmp_path):
         build_sample(tmp_path, MIN_PAGES - 1, texts=texts)
 
 
-def test_copies_are_copies_and_nothing_else_is(truth):
+def test_only_planted_copies_are_copies(truth):
     kept = [row for row in truth.values() if row["expected_outcome"] == "kept"]
     for row in truth.values():
         if row["duplicate_of"]:
@@ -100,7 +100,7 @@ def test_copies_are_copies_and_nothing_else_is(truth):
         assert all(jaccard(row["text"], other["text"]) < 0.5 for other in kept[:at])
 
 
-def test_planted_addresses_are_in_the_text_and_no_others(truth):
+def test_the_text_holds_the_planted_addresses_and_no_others(truth):
     for row in truth.values():
         planted = {kind: [i["text"] for i in row["pii"] if i["kind"] == kind] for kind in PII_KINDS}
         assert ADDRESS.findall(row["text"]) == planted["email"]
@@ -111,8 +111,8 @@ def test_planted_addresses_are_in_the_text_and_no_others(truth):
             assert decoy in row["text"]
 
 
-def test_pages_that_should_stay_say_their_text_in_their_html(records, truth):
-    """Every word of the main text stands in the page as served, in its declared charset."""
+def test_the_html_of_kept_pages_holds_their_text(records, truth):
+    """Every word of the main text is in the page as served, in its declared charset."""
     import html
 
     seen = Counter()
@@ -130,7 +130,7 @@ def test_pages_that_should_stay_say_their_text_in_their_html(records, truth):
     assert set(seen) == {"utf-8", "windows-1252", "iso-8859-1"}
 
 
-def test_the_almanac_teaches_what_its_titles_are(truth):
+def test_almanac_pages_define_their_titles(truth):
     rows = [row for row in truth.values() if row["kind"] == "almanac"]
     assert all(row["url"].startswith("https://almanac.example/") for row in rows)
     assert 10 <= len(rows) <= ALMANAC_PAGES
@@ -142,7 +142,7 @@ def test_the_almanac_teaches_what_its_titles_are(truth):
     assert not {row["record_id"] for row in rows} & {row["duplicate_of"] for row in truth.values()}
 
 
-def test_without_a_network_pythons_manual_stands_in_and_says_so(tmp_path, monkeypatch, caplog):
+def test_without_a_network_pythons_manual_is_used_and_a_warning_says_so(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("PIP_RETRIES", "0")
@@ -165,7 +165,7 @@ def test_too_little_text_makes_fewer_pages_and_a_warning(tmp_path, caplog):
     assert f"makes {rows} pages of the sample, not 5000" in caplog.text
 
 
-def test_a_wheel_of_another_hash_is_refused(tmp_path):
+def test_a_wheel_with_another_hash_is_refused(tmp_path):
     wheel = tmp_path / sample_texts.WHEEL
     wheel.write_bytes(b"not the wheel")
     with pytest.raises(ValueError, match="not 185348a4"):

@@ -1,4 +1,4 @@
-"""Ready-made text: every row goes through the same door as a page, and the manifest says where it is from."""
+"""Text datasets: every row is cleaned like a page, and the manifest says where it is from."""
 
 import csv
 import gzip
@@ -29,8 +29,8 @@ def jsonl(path, rows=ROWS):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def build(tmp_path, out="crawl", **knobs):
-    return build_crawl("fw", {"source": "text", **knobs}, tmp_path / out, tmp_path)
+def build(tmp_path, out="crawl", **settings):
+    return build_crawl("fw", {"source": "text", **settings}, tmp_path / out, tmp_path)
 
 
 def records(tmp_path, out="crawl"):
@@ -65,7 +65,7 @@ def write_csv(folder):
 
 
 @pytest.mark.parametrize("write", [write_parquet, write_jsonl, write_packed, write_csv])
-def test_every_row_becomes_a_record_whatever_the_form(write, tmp_path):
+def test_every_row_becomes_a_record_in_every_format(write, tmp_path):
     summary = build(tmp_path, dataset=write(tmp_path))
     assert (summary.records, summary.broken, summary.by_type) == (5, 0, {"conversion": 5})
     for record, row in zip(records(tmp_path), ROWS, strict=True):
@@ -90,7 +90,7 @@ def test_the_same_rows_give_the_same_bytes_and_the_source_names_their_version(tm
     assert read_manifest(tmp_path / "three")[0].source != files[0].source
 
 
-def test_a_row_without_text_or_address_is_a_record_too(tmp_path):
+def test_a_row_without_text_or_url_is_a_record_too(tmp_path):
     rows = [
         {"body": None, "when": "soon", "id": "a\ud800\nb"},
         {"body": "", "when": None},
@@ -105,7 +105,7 @@ def test_a_row_without_text_or_address_is_a_record_too(tmp_path):
     assert [record.date[:10] for record in found] == ["1970-01-01", "1970-01-01", "2024-02-01"]
 
 
-def test_a_broken_line_costs_only_itself_and_is_kept_as_it_is(tmp_path):
+def test_a_broken_line_is_kept_and_loses_no_other_line(tmp_path):
     good = [json.dumps({"text": f"Text {n}.", "more": more}) for n, more in enumerate((1, "one", None, [1]))]
     lines = [good[0], '{"text": "cut sho', "", good[1], "[1, 2]", good[2], good[3]]
     (tmp_path / "rows.jsonl").write_bytes("\n".join(lines).encode() + b'\n{"text": "caf\xe9"}\n')
@@ -122,7 +122,7 @@ def test_a_broken_line_costs_only_itself_and_is_kept_as_it_is(tmp_path):
     ]
 
 
-def test_such_a_crawl_is_cleaned_like_any_other(tmp_path, root):
+def test_a_text_dataset_is_cleaned_like_any_crawl(tmp_path, root):
     from corpus.clean import CleanConfig, clean_crawl
     from corpus.ledger import check_conservation
 
@@ -135,13 +135,13 @@ def test_such_a_crawl_is_cleaned_like_any_other(tmp_path, root):
     assert counts["records"] == 3 and counts["failed"] == 0 and counts["dropped"] >= 2
 
 
-def test_only_as_many_rows_as_wanted(tmp_path):
+def test_the_limit_of_rows_is_kept(tmp_path):
     jsonl(tmp_path / "rows.jsonl")
     assert build(tmp_path, dataset="rows.jsonl", limit=3, rows_per_file=2).records == 3
     assert "first 3 rows" in read_manifest(tmp_path / "crawl")[0].source
 
 
-def test_an_interrupted_reading_goes_on_behind_the_files_that_are_finished(tmp_path, monkeypatch):
+def test_an_interrupted_build_resumes_after_the_finished_files(tmp_path, monkeypatch):
     jsonl(tmp_path / "rows.jsonl")
     spec = {"source": "text", "dataset": "rows.jsonl", "rows_per_file": 2}
     build_crawl("fw", spec, tmp_path / "whole", tmp_path)
@@ -165,7 +165,7 @@ def test_an_interrupted_reading_goes_on_behind_the_files_that_are_finished(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("knobs", "words"),
+    ("settings", "words"),
     [
         ({"dataset": "rows.jsonl", "text_column": "body"}, "no column body; there are text, url, id, date"),
         ({"dataset": "rows.jsonl", "split": "test"}, "rows.jsonl cannot be read"),
@@ -174,14 +174,14 @@ def test_an_interrupted_reading_goes_on_behind_the_files_that_are_finished(tmp_p
         ({}, "needs 'dataset', a name on the Hugging Face hub or a glob"),
     ],
 )
-def test_what_cannot_be_read_is_told_in_a_sentence(knobs, words, tmp_path):
+def test_unreadable_rows_are_errors_that_say_why(settings, words, tmp_path):
     jsonl(tmp_path / "rows.jsonl")
     (tmp_path / "damaged.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(ValueError, match=words):
-        build(tmp_path, **knobs)
+        build(tmp_path, **settings)
 
 
-def test_a_dataset_that_the_hub_does_not_give_is_told(tmp_path, monkeypatch):
+def test_a_dataset_missing_on_the_hub_is_an_error_that_says_why(tmp_path, monkeypatch):
     import huggingface_hub
 
     class Unreachable:
@@ -224,7 +224,7 @@ def test_a_dataset_of_the_hub_is_read_at_one_commit(tmp_path, monkeypatch):
     assert f"text of a/b, small, split train, commit {commit}" in read_manifest(tmp_path / "crawl")[0].source
 
 
-def test_the_command_line_names_text_in_one_word(tmp_path):
+def test_the_crawl_option_describes_a_text_dataset(tmp_path):
     jsonl(tmp_path / "rows.jsonl")
     assert parse_crawl("a=text:rows.jsonl", tmp_path)[1] == {"source": "text", "dataset": "rows.jsonl"}
     assert parse_crawl("a=text:HuggingFaceFW/fineweb:sample-10BT", tmp_path)[1] == {

@@ -1,4 +1,4 @@
-"""Addresses: host, one spelling a page, block lists."""
+"""URLs: host, canonical form, block lists."""
 
 import pytest
 
@@ -20,20 +20,20 @@ def test_host(url, host):
     assert host_of(url) == host
 
 
-def test_addresses_of_the_same_page_have_one_spelling():
-    spellings = [
+def test_urls_of_the_same_page_have_one_canonical_form():
+    forms = [
         "http://Example.org:80/a?x=1#top",
         "https://example.org/a?x=1&utm_source=mail",
         "https://example.org:443/a?fbclid=9&x=1",
     ]
-    assert {canonical_url(url) for url in spellings} == {"//example.org/a?x=1"}
+    assert {canonical_url(url) for url in forms} == {"//example.org/a?x=1"}
 
 
-def test_path_case_and_query_order_may_tell_pages_apart():
+def test_path_case_and_query_order_distinguish_pages():
     assert len({canonical_url(f"http://a.org/{p}") for p in ("A", "a", "a?x&y", "a?y&x", "a/")}) == 5
 
 
-def test_a_blocked_domain_covers_its_subdomains_only():
+def test_a_blocked_domain_includes_its_subdomains_only():
     reject = UrlFilter(["spam.example"]).reject
     assert reject("http://www.spam.example/") == ("blocked_domain", "spam.example")
     assert reject("http://notspam.example/") is None
@@ -48,5 +48,5 @@ def test_one_blocked_word_or_two_suspect_words_drop_a_page():
     assert reject("http://sussex.example/essex") is None
 
 
-def test_what_is_not_on_the_web_is_not_wanted():
+def test_a_url_that_is_not_on_the_web_is_rejected():
     assert UrlFilter().reject("urn:isbn:12")[0] == "not_a_web_address"

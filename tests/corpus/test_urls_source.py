@@ -1,4 +1,4 @@
-"""Fetching a list of URLs: politely, and every URL of the list ends as a page or as a row that says why not."""
+"""Fetching a list of URLs: politely, and every URL of the list becomes a page or a row with the reason."""
 
 import gzip
 import itertools
@@ -32,8 +32,8 @@ def html(body: bytes, **headers: str) -> Fault:
     return Fault(status=200, body=body, headers={"Content-Type": "text/html; charset=utf-8", **headers})
 
 
-def build(tmp_path, urls, out="crawl", **knobs):
-    spec = {"source": "urls", "list": urls, **QUICK, **knobs}
+def build(tmp_path, urls, out="crawl", **settings):
+    spec = {"source": "urls", "list": urls, **QUICK, **settings}
     return build_crawl("mine", spec, tmp_path / out, tmp_path, work=tmp_path / "work")
 
 
@@ -51,7 +51,7 @@ def records(folder):
 
 @pytest.fixture(scope="module")
 def fetched(tmp_path_factory):
-    """One list with everything in it, fetched once: its folder, the server, the other host's server."""
+    """One list with every case, fetched once: its folder, summary, and the servers of three hosts."""
     folder = tmp_path_factory.mktemp("urls")
     with (
         serving() as server,
@@ -114,7 +114,7 @@ def test_every_url_ends_as_a_page_or_with_a_reason(fetched):
     )
 
 
-def test_robots_txt_is_obeyed_also_where_many_urls_wait_for_it_and_behind_a_redirect(fetched):
+def test_robots_txt_is_obeyed_also_when_many_urls_wait_for_it_and_after_a_redirect(fetched):
     _, _, server, broken, _ = fetched
     asked = [path for path, _, _ in server.requests]
     assert asked[0] == "/robots.txt" and asked.count("/robots.txt") == 1
@@ -122,7 +122,7 @@ def test_robots_txt_is_obeyed_also_where_many_urls_wait_for_it_and_behind_a_redi
     assert {path for path, _, _ in broken.requests} == {"/robots.txt"}
 
 
-def test_what_came_is_kept_as_it_came(fetched):
+def test_responses_are_stored_as_they_came(fetched):
     folder, summary, server, _, _ = fetched
     found = {record.url: record for record in records(folder)}
     row = rows_of(folder)[server.url + "/old"]
@@ -135,7 +135,7 @@ def test_what_came_is_kept_as_it_came(fetched):
     assert asked["user-agent"] == "Stemma/0.1 (a test)" and "cookie" not in asked
 
 
-def test_one_host_is_asked_one_page_at_a_time_with_a_pause(tmp_path):
+def test_a_host_gets_one_request_at_a_time_with_a_delay(tmp_path):
     with serving() as server:
         server.files = {f"/{n}": page(str(n)) for n in range(3)}
         server.files["/robots.txt"] = b"User-agent: *\nCrawl-delay: 0.3\n"
@@ -173,7 +173,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_killed_fetch_goes_on_behind_the_pages_that_it_has(tmp_path, root):
+def test_a_killed_fetch_resumes_after_the_pages_that_it_has(tmp_path, root):
     with serving() as server:
         server.files = {f"/{n}": page(str(n)) for n in range(4)}
         urls = [f"{server.url}/{n}" for n in range(4)]
@@ -223,7 +223,7 @@ def wait_until_dead(pids):
     return not any(alive(pid) for pid in pids)
 
 
-def test_a_longer_list_fetches_only_what_is_new_and_another_edition_all(tmp_path):
+def test_a_longer_list_fetches_only_new_pages_and_another_edition_all(tmp_path):
     with serving() as server:
         server.files = {f"/{n}": page(str(n)) for n in range(4)}
         urls = [f"{server.url}/{n}" for n in range(4)]
@@ -241,7 +241,7 @@ def test_a_longer_list_fetches_only_what_is_new_and_another_edition_all(tmp_path
         assert server.requests[-1][0] == "/0" and len(server.requests) > seen
 
 
-def test_the_command_line_names_a_list_in_one_word_and_misses_are_told(tmp_path):
+def test_the_crawl_option_describes_a_list_and_errors_say_why(tmp_path):
     (tmp_path / "urls.txt").write_text("# nothing yet\n")
     with pytest.raises(ValueError, match="names no URL"):
         parse_crawl("mine=urls:urls.txt", tmp_path)
@@ -249,6 +249,6 @@ def test_the_command_line_names_a_list_in_one_word_and_misses_are_told(tmp_path)
         parse_crawl("mine=urls:other.txt", tmp_path)
     (tmp_path / "urls.txt").write_text("https://a.example/\n")
     assert parse_crawl("mine=urls:urls.txt", tmp_path) == ("mine", {"source": "urls", "list": "urls.txt"})
-    for knobs, says in (({"delay": -1}, "delay is -1"), ({"user_agent": " "}, "user_agent is empty")):
+    for settings, says in (({"delay": -1}, "delay is -1"), ({"user_agent": " "}, "user_agent is empty")):
         with pytest.raises(ValueError, match=says):
-            build(tmp_path, "urls.txt", **knobs)
+            build(tmp_path, "urls.txt", **settings)

@@ -1,4 +1,4 @@
-"""Reading WARC, ARC and WET: every record gets a row, its place is right, and damage costs only what it hit."""
+"""Reading WARC, ARC and WET: every record gets a row, its position is right, and damage loses only what it hits."""
 
 import gzip
 import re
@@ -126,7 +126,7 @@ def test_a_length_that_would_swallow_the_next_records_costs_one_record(tmp_path)
     assert [getattr(r, "rule", "") for r in found] == ["", "bad_length", "", ""]
 
 
-def test_a_length_that_is_some_bytes_short_keeps_the_page_whole(tmp_path):
+def test_a_length_some_bytes_too_small_keeps_the_page_complete(tmp_path):
     records = pages(3)
     block = response(PAGE % (1, 1))
     records[1] = record(1, block, length=len(block) - 3)
@@ -176,7 +176,7 @@ def test_a_decompression_bomb_and_a_huge_record_are_too_large(tmp_path):
     assert found[0].warc_length == found[1].warc_offset
 
 
-def test_what_a_record_is_comes_out_right(tmp_path):
+def test_records_are_classified(tmp_path):
     latin = one(tmp_path, response(b"<html>", 'Content-Type: Text/HTML ; charset="ISO-8859-1"\r\n'))
     assert (latin.content_type, latin.http_charset, latin.kind) == ("text/html", "iso-8859-1", "html")
     assert one(tmp_path, response(b"gone", status="404")).status == 404
@@ -187,7 +187,7 @@ def test_what_a_record_is_comes_out_right(tmp_path):
     assert read(written(tmp_path, changed))[0].rule == "bad_digest"
 
 
-def test_ids_that_a_file_uses_twice_are_told_apart(tmp_path):
+def test_repeated_ids_in_a_file_get_a_number(tmp_path):
     found = read(written(tmp_path, b"".join(map(gzip.compress, [*pages(2), *pages(2)]))))
     assert [r.record_id for r in found] == ["urn:test:0", "urn:test:1", "urn:test:0#2", "urn:test:1#2"]
     last = found[-1]
@@ -204,7 +204,7 @@ def test_a_file_without_records_gives_one_row(tmp_path, data):
     assert found.rule in ("no_pages", "not_a_record", "truncated")
 
 
-def test_the_writer_gives_what_other_readers_read(tmp_path):
+def test_an_independent_reader_reads_what_the_writer_writes(tmp_path):
     from fastwarc import ArchiveIterator
 
     path = tmp_path / "a.warc.gz"
@@ -236,7 +236,7 @@ BROKEN = {  # counted by hand; all other fixtures have none
 NOT_PAGES = {"warcinfo", "request", "metadata", "filedesc"}
 
 
-def test_every_fixture_gives_rows_and_nothing_is_lost(shared_data):
+def test_every_record_of_every_fixture_is_read(shared_data):
     fixtures = sorted((shared_data / "warc-fixtures").iterdir())
     assert len(fixtures) == 24
     for path in fixtures:
@@ -273,7 +273,7 @@ def test_real_pages_are_read_as_an_independent_reader_reads_them(shared_data):
     assert len(ours) == 547
 
 
-def test_common_crawls_triple_is_a_page_a_text_and_no_page(shared_data):
+def test_common_crawls_warc_wet_and_wat_are_a_page_a_text_and_no_page(shared_data):
     folder = shared_data / "common-crawl"
     (page,) = read(folder / "whirlwind.warc.gz")
     (text,) = read(folder / "whirlwind.warc.wet.gz")
@@ -295,7 +295,7 @@ def test_arc_gives_the_pages_of_its_warc_twin(shared_data):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_members_read_in_one_go_give_what_the_careful_way_gives(tmp_path, monkeypatch, layout):
+def test_the_fast_path_reads_the_same_records_as_the_slow_one(tmp_path, monkeypatch, layout):
     whole = LAYOUTS[layout]([*pages(3), record(3, b"GET / HTTP/1.1\r\n\r\n", "request"), *pages(2)])
     broken = [whole, whole[:-7]]
     for at in range(0, len(whole), 17):
@@ -305,7 +305,7 @@ def test_members_read_in_one_go_give_what_the_careful_way_gives(tmp_path, monkey
     assert quick == [read(written(tmp_path, data)) for data in broken]
 
 
-def test_random_damage_never_crashes_and_places_stay_inside_the_file(tmp_path):
+def test_random_damage_never_crashes_and_positions_stay_inside_the_file(tmp_path):
     import random
 
     chance = random.Random(5)
@@ -364,8 +364,8 @@ def test_why_fastwarc_does_not_read_the_crawls(tmp_path):
 
 
 @pytest.mark.parametrize("shown", ["http://a.example/?q=<b>", "<http://a.example/?q=<b>>"])
-def test_only_a_pair_of_angle_brackets_is_taken_off_an_address(tmp_path, shown):
-    """WARC 1.0's grammar writes <uri>, WARC 1.1's uri; an address may end in a bracket of its own."""
+def test_only_a_pair_of_angle_brackets_is_removed_from_a_url(tmp_path, shown):
+    """WARC 1.0's grammar writes <uri>, WARC 1.1's uri; a URL may end in a bracket of its own."""
     data = pages(1)[0].replace(b"http://a.example/0", shown.encode())
     (found,) = read(written(tmp_path, data, "a.warc"))
     assert found.url == "http://a.example/?q=<b>"
