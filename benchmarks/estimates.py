@@ -20,10 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model.network.config import Config
 from model.network.transformer import Transformer
-from model.training import estimate
 from model.training.engine import Engine
+from model.training.estimate import estimate, size
 from model.training.open_engine import open_engine
 from model.training.train_config import TrainConfig
+from model.training.trial import measure_step
 from model.training.world import World, keep_freed_memory
 
 # depth, vocabulary, rows a step, tokens a row, optimiser, steps timed
@@ -72,9 +73,9 @@ def main() -> None:
     for depth, vocab_size, rows, seq_len, optimizer, steps in RUNS:
         shape = Config.from_depth(depth, vocab_size, seq_len)
         config = TrainConfig(engine="torch", optimizer=optimizer, steps=steps, threads=options.threads)
-        said = estimate.estimate(shape, config, rows, seq_len)
+        said = estimate(shape, config, rows, seq_len)
         model, ids = Transformer(shape), torch.randint(0, vocab_size, (rows, seq_len))
-        seconds = estimate.trial(model, config, rows, seq_len, World()) * steps
+        seconds = measure_step(model, config, rows, seq_len, World()) * steps
         flops = counted_flops(model, ids)
         engine = open_engine(model, dataclasses.replace(config), World())
         one_step(engine, ids)  # makes the moments, loads kernels
@@ -88,7 +89,7 @@ def main() -> None:
         per_step = said.flops / said.steps
         for what, ours, theirs, form in (
             ("FLOPs a step", per_step, flops, "{:.3g}".format),
-            ("memory within a step", said.memory.total - held, step_bytes, estimate.size),
+            ("memory within a step", said.memory.total - held, step_bytes, size),
             (f"seconds of {steps} steps", seconds, took, "{:.1f}".format),
         ):
             table.add_row(name, what, form(ours), form(theirs), f"{ours / theirs:.2f}")

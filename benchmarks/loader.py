@@ -28,11 +28,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from core.files import write_json
+from core.hashing import file_sha256
+from model.data.config import HELD_OUT, PACKINGS
 from model.data.loader import Loader, TokenData
-from model.data.order import PACKINGS
 from model.data.prefetch import Prefetch
-from model.data.shards import HELD_OUT, INDEX_SCHEMA
-from model.hashes import file_hash
+from model.data.shards import INDEX_SCHEMA
 
 SEQ_LEN = 1024
 H100 = 460_000  # tokens/s of GPT-2 124M, llm.c, bf16
@@ -65,7 +65,7 @@ def make_up(folder: Path, documents: int, sparse: bool) -> Path:
     }
     pq.write_table(pa.table(columns, schema=INDEX_SCHEMA), folder / "index.parquet", compression="zstd")
     shard = {"file": "shard-00000.bin", "tokens": int(ends[-1]), "sha256": "made up"}
-    index = {"file": "index.parquet", "sha256": file_hash(folder / "index.parquet")}
+    index = {"file": "index.parquet", "sha256": file_sha256(folder / "index.parquet")}
     write_json(
         folder / "manifest.json", {"dtype": "uint16", "separator": 0, "shards": [shard], "index": index}
     )

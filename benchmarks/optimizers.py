@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from model.bits_per_byte import held_out_bpb
 from model.data.loader import Loader, Rows, TokenData
 from model.network.config import Config
 from model.network.transformer import Transformer
-from model.pretrain import held_out_bpb
 from model.training.open_engine import open_engine
 from model.training.train_config import TrainConfig, lr_at
 from model.training.world import World

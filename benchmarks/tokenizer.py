@@ -32,7 +32,8 @@ import numpy as np
 import psutil
 import tiktoken
 
-from model.data.shards import SplitConfig, share_of, write_shards
+from model.data.config import SplitConfig
+from model.data.shards import share_of, write_shards
 from model.tokenizer import load_tokenizer
 from model.vocabulary.byte_level import split_pattern
 from model.vocabulary.config import TokenizerConfig

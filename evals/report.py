@@ -106,8 +106,8 @@ class HeldoutText:
     """The base model's held-out documents as tokens, and what the baselines make of them."""
 
     def __init__(self, tokens: Path, config: EvalConfig):
+        from model.data.config import HELD_OUT, TRAIN
         from model.data.loader import TokenData
-        from model.data.shards import HELD_OUT, TRAIN
 
         self.data = TokenData(tokens)
         self.train_documents = self.data.documents(TRAIN)
@@ -124,7 +124,7 @@ class HeldoutText:
         """The model's bits per byte, as pretraining measures it (model/pretrain.py)."""
         import torch
 
-        from model.pretrain import bits_per_byte
+        from model.bits_per_byte import bits_per_byte
 
         with torch.no_grad():
             width = min(256, model.config.max_seq_len - 1)

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from core.hashing import text_sha256
 from evals.scaling import Law, Point, draw, fit
-from model.hashes import text_hash
 
 LEFT_TO_THE_DIAL = {
     "steps": 0,
@@ -71,11 +71,11 @@ def _train(
     tracker: Any,
     out: Path,
 ) -> Point:
-    from model.pretrain import SHAPE  # all of it follows from depth here
+    from model.training.pretrain_config import SHAPE_SETTINGS
 
-    kept = {name: value for name, value in section.items() if name not in SHAPE}
+    kept = {name: value for name, value in section.items() if name not in SHAPE_SETTINGS}
     settings = {**kept, **LEFT_TO_THE_DIAL, "upsample": {}, "depth": depth}
-    key = text_hash(json.dumps(origins | {"settings": settings}, sort_keys=True))[:8]
+    key = text_sha256(json.dumps(origins | {"settings": settings}, sort_keys=True))[:8]
     folder, work = out / f"depth-{depth}-{key}", out / f"work-{depth}-{key}"
     if not (folder / "summary.json").is_file():
         with tracker.start(experiment="scaling", name=f"depth {depth}", params=settings) as run:

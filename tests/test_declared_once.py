@@ -43,6 +43,7 @@ DECIDE_NOTHING = {  # how work is spread, shown or logged: no byte of an output 
     "model/training/meter.py",
     "model/training/samples.py",
     "model/training/stop.py",
+    "model/training/trial.py",
 }
 
 

@@ -23,8 +23,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from core.errors import DataError
+from model.data.config import HELD_OUT, TRAIN
 from model.data.order import Epoch, Order
-from model.data.shards import HELD_OUT, TRAIN, manifest_hash, read_manifest
+from model.data.shards import manifest_hash, read_manifest
 from model.network.config import IGNORE
 
 

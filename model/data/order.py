@@ -23,10 +23,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from core.errors import ConfigError
+from model.data.config import check_packing
 from model.data.packing import pack
-
-PACKINGS = ("stream", "best_fit")
 
 
 @dataclass(frozen=True)
@@ -62,8 +60,7 @@ class Order:
         seq_len: int,
         packing: str = "stream",
     ):
-        if packing not in PACKINGS:
-            raise ConfigError(f"packing: {packing} is none of {', '.join(PACKINGS)}.")
+        check_packing(packing)
         self.name, self.seq_len, self.packing = name, seq_len, packing
         self._documents, self._length, self._weight = documents.astype(np.int32), length, weight
         self._whole = bool((weight == np.floor(weight)).all())  # then every epoch reads the same

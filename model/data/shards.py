@@ -21,8 +21,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +29,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from core.errors import ConfigError, DataError
+from core.errors import DataError
 from core.files import write_json
+from core.hashing import file_sha256
+from model.data.config import HELD_OUT, NEAR_COPY, TRAIN, SplitConfig
 from model.data.documents import document_files, left_out, read_documents
 from model.data.near_copies import repeated
-from model.hashes import file_hash
 from model.run_log import RunLog
 
-TRAIN, HELD_OUT, NEAR_COPY = "train", "held_out", "near_copy"
 REPEATED = 0.5  # of a held-out document; more, and its score would tell what the model remembers
 SHARD_TOKENS = 2**27  # 256 MiB of uint16: big enough to be few, small enough to move
 ENCODE_AT_ONCE = 2000  # documents; enough for all cores of the tokenizer
@@ -59,31 +58,6 @@ INDEX_SCHEMA = pa.schema(
     ]
 )
 DRAFT_SCHEMA = pa.schema([*list(INDEX_SCHEMA)[:7], ("text_share", pa.float64())])  # share_of its text
-
-
-@dataclass(frozen=True)
-class SplitConfig:
-    """How documents are shared out, and how often each is read.
-
-    upsample: host -> times an epoch reads its documents, none of which is held out. weights: name of a crawl or of
-    a host -> times an epoch reads its documents; 0.5 is each of them every other epoch, 0 never.
-    """
-
-    held_out: float = 0.05
-    upsample: Mapping[str, int] | None = None
-    weights: Mapping[str, float] | None = None
-
-    def __post_init__(self):
-        if not 0 <= self.held_out < 1:
-            raise ConfigError(f"held_out: {self.held_out} is a share of the documents, from 0 to below 1.")
-        for host, times in (self.upsample or {}).items():
-            if not isinstance(times, int) or times < 1:
-                raise ConfigError(f"upsample: {host}: {times} is not a whole number of times, 1 or more.")
-        for name, weight in (self.weights or {}).items():
-            if not isinstance(weight, int | float) or not (0 <= weight < math.inf):
-                raise ConfigError(f"weights: {name}: {weight} is not a number of times, 0 or more.")
-            if name in (self.upsample or {}):
-                raise ConfigError(f"{name} stands in both upsample and weights. Name it in one of them.")
 
 
 def write_shards(
@@ -176,7 +150,7 @@ def _encoded(values: Sequence[str] | pa.ChunkedArray) -> tuple[list[str], np.nda
 
 def manifest_hash(folder: Path) -> str:
     """The name of the data: sha256 of its manifest, which holds the sha256 of the rest."""
-    return file_hash(Path(folder) / "manifest.json")
+    return file_sha256(Path(folder) / "manifest.json")
 
 
 def read_manifest(folder: Path) -> dict:
@@ -188,7 +162,7 @@ def check_shards(folder: Path) -> None:
     manifest = read_manifest(folder)
     for entry in [*manifest["shards"], manifest["index"]]:
         path = Path(folder) / entry["file"]
-        if not path.is_file() or file_hash(path) != entry["sha256"]:
+        if not path.is_file() or file_sha256(path) != entry["sha256"]:
             raise DataError(
                 f"{path}: missing or altered since it was written. Remove {folder} and run again."
             )
@@ -230,7 +204,7 @@ class _Writer:
             found = self._write_index(draft, config, log)
             del draft
         self._draft_path.unlink()
-        index = {"file": "index.parquet", "sha256": file_hash(self.folder / "index.parquet")}
+        index = {"file": "index.parquet", "sha256": file_sha256(self.folder / "index.parquet")}
         return {
             "dtype": self.dtype.name,
             "separator": self.separator,
@@ -286,4 +260,4 @@ class _Writer:
     def _close_shard(self) -> None:
         if self.file is not None:
             self.file.close()
-            self.shards[-1] |= {"tokens": self.used, "sha256": file_hash(Path(self.file.name))}
+            self.shards[-1] |= {"tokens": self.used, "sha256": file_sha256(Path(self.file.name))}

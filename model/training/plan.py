@@ -1,25 +1,25 @@
-"""A training on paper: what a configuration would make, and take on hardware that is elsewhere."""
+"""What a training would be, and take, on hardware that is elsewhere. Trains nothing and loads no torch."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from core.errors import ConfigError
 from core.settings import read_settings
 from model.network.config import Config
-from model.network.transformer import Transformer
-from model.pretrain import PretrainConfig
-from model.training import estimate
-from model.training.estimate import Estimate
+from model.training.estimate import Estimate, duration, estimate, fit_to_memory, size
 from model.training.gpus import MEMORY, PEAK_FLOPS
+from model.training.pretrain_config import PretrainConfig
 
-# The share of the peak that trainers of this kind reach on H100s by their own logs: llm.c 40 % at 124M and 50 % at
-# 1.5B, nanochat 50 % at depth 24.
+if TYPE_CHECKING:
+    from rich.console import Console
+
+DECIDES_NOTHING = "a table for the terminal"
+# The share of the peak that comparable trainers reach on H100s by their own logs: llm.c 40 % at 124M and 50 % at 1.5B,
+# nanochat 50 % at depth 24.
 USUAL_MFU = 0.45
 
 
@@ -40,14 +40,34 @@ def plan(section: Mapping[str, Any], vocab_size: int, device: str = "H100", devi
     device = device.replace("-", " ")
     if device not in MEMORY:
         raise ConfigError(f"{device}: not one of {', '.join(MEMORY)}, whose memory and peak are known here.")
-    config = read_settings(PretrainConfig, dict(section), "base_model")
-    with torch.device("meta"):
-        model = Transformer(config.shape(vocab_size))
-    config = config.dialled(model, None)
+    config = read_settings(PretrainConfig, section, "base_model")
+    shape = config.shape(vocab_size)
+    config = config.with_scaling_recipe(shape, None)
     if config.fit:
-        config = estimate.fitted(
-            model.config, config, config.rows, config.seq_len, devices, 1e9 * MEMORY[device]
-        )
-    expected = estimate.estimate(model.config, config, config.rows, config.seq_len, devices)
+        config = fit_to_memory(shape, config, config.rows, config.seq_len, devices, 1e9 * MEMORY[device])
+    expected = estimate(shape, config, config.rows, config.seq_len, devices)
     seconds = expected.flops / (USUAL_MFU * PEAK_FLOPS[device] * devices)
-    return Plan(model.config, config, dataclasses.replace(expected, seconds=seconds))
+    return Plan(shape, config, dataclasses.replace(expected, seconds=seconds))
+
+
+def print_plan(plan: Plan, device: str, devices: int, console: Console) -> None:
+    """Print a plan for so many devices as a table."""
+    from rich.table import Table
+
+    shape, config, expected = plan.shape, plan.config, plan.expected
+    memory = expected.memory
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    for name, value in {
+        "model": f"{expected.parameters:,} parameters: {shape.n_layer} layers, {shape.d_model:,} wide, {shape.n_head} "
+        f"query and {shape.n_kv_head} key heads of {shape.head_dim}, vocabulary {shape.vocab_size:,}",
+        "training": f"{expected.tokens:,} tokens: {expected.steps:,} steps of {config.batch_tokens:,}; "
+        f"{config.optimizer}, rate {config.lr:.2g}, weight decay {config.weight_decay:.2g}",
+        "operations": f"{expected.flops:.2g} FLOPs, {expected.flops_per_token:.2g} a token",
+        "hardware": f"{devices} × {device}, ZeRO {config.zero_stage}, {config.micro_batches} micro-batches"
+        + (", activations computed twice" if config.activation_checkpointing else ""),
+        "memory": f"{size(memory.total)} a device: weights {size(memory.weights)}, gradients "
+        f"{size(memory.gradients)}, optimiser {size(memory.optimizer)}, step {size(memory.activations)}",
+        "time": f"{duration(expected.seconds or 0.0)} at the usual share of the peak (45 %)",
+    }.items():
+        table.add_row(f"[bold]{name}[/]", value)
+    console.print(table)

@@ -15,15 +15,15 @@ from pathlib import Path
 
 from torch import nn
 
+from model.data.config import HELD_OUT
 from model.data.loader import TokenData
-from model.data.shards import HELD_OUT
 from model.generation.generate import generate
 from model.tokenizer import Tokenizer
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 4, 16, 48
 
 
-def continuing(data: TokenData, tokenizer: Tokenizer) -> Callable[[nn.Module], list[dict[str, str]]]:
+def continuations(data: TokenData, tokenizer: Tokenizer) -> Callable[[nn.Module], list[dict[str, str]]]:
     """A function of the model: its continuations of the first held-out documents that are long enough."""
     held_out = (data.tokens(number).tolist() for number in data.documents(HELD_OUT))
     documents = list(islice((d for d in held_out if len(d) > 2 * PROMPT_TOKENS), PROMPTS))

@@ -40,6 +40,14 @@ class World:
         if self.size > 1:
             torch.distributed.barrier()
 
+    def device_memory(self) -> float:
+        """Bytes of memory that this process may use: its GPU's, or its share of what this machine has free."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_properties(self.device).total_memory
+        import psutil
+
+        return psutil.virtual_memory().available / self.local_size
+
     def share(self, rows: int) -> slice:
         """This rank's part of `rows` rows. Raises ConfigError where they do not divide evenly."""
         if rows % self.size:

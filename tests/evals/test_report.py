@@ -123,7 +123,7 @@ def test_the_same_sft_model_gives_the_same_rl_model_to_the_byte(chain):
 
 
 def test_reinforcement_that_dies_and_goes_on_gives_the_same_bytes(chain, monkeypatch):
-    from model.rl import Rollouts
+    from model.rollouts import Rollouts
 
     class PowerCut(Exception):
         pass

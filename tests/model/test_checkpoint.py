@@ -6,13 +6,13 @@ import math
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
-from model.data import shards
-from model.hashes import code_hash, folder_hash
+from core.code import CodeReader, code_hash
+from core.hashing import folder_sha256
 from model.run_log import RunLog
-from model.training import checkpoint
 from model.training.checkpoint import Checkpoints, damage
 from model.training.checkpoint_files import CheckpointError
 from model.training.world import World
@@ -178,12 +178,16 @@ def test_another_parent_is_refused_by_name(tmp_path):
     assert keeper(tmp_path, parent="abc", config={"lr": 0.1, "clip": math.inf}).latest() is not None
 
 
-def test_hashes_see_every_change(tmp_path):
-    assert code_hash(checkpoint, shards) == code_hash(shards, checkpoint) != code_hash(shards)
+def test_hashes_see_every_change(root, tmp_path):
+    def hash_of(*modules):
+        return CodeReader(root).closure(f"model.{module}" for module in modules).hash()
+
+    checkpoint, shards = "training.checkpoint", "data.shards"
+    assert hash_of(checkpoint, shards) == hash_of(shards, checkpoint) != hash_of(shards)
     (tmp_path / "a").write_text("1")
-    before = folder_hash(tmp_path)
+    before = folder_sha256(tmp_path)
     (tmp_path / "a").rename(tmp_path / "b")
-    assert folder_hash(tmp_path) != before
+    assert folder_sha256(tmp_path) != before
 
 
 def test_the_record_holds_what_the_checkpoint_belongs_to(tmp_path):
@@ -194,9 +198,7 @@ def test_the_record_holds_what_the_checkpoint_belongs_to(tmp_path):
 
 
 def test_a_programs_hash_covers_what_it_imports(root):
-    from model.hashes import _imported, program_hash
-
-    imported = {path.stem for path in _imported(root / "model" / "pretrain.py")}
-    assert {"trainer", "loader", "dial", "transformer"} <= imported
-    hashes = {name: program_hash(root / "model" / f"{name}.py") for name in ("pretrain", "sft", "hub")}
+    imported = {Path(name).stem for name in CodeReader(root).closure(["model.pretrain"]).files}
+    assert {"trainer", "loader", "scaling_recipe", "transformer"} <= imported
+    hashes = {name: code_hash(f"model.{name}", root) for name in ("pretrain", "sft", "hub.load")}
     assert len(set(hashes.values())) == 3

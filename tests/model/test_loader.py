@@ -5,8 +5,9 @@ import pytest
 from test_shards import corpus, write
 
 from core.errors import ConfigError, DataError
+from model.data.config import PACKINGS
 from model.data.loader import IGNORE, Loader, TokenData
-from model.data.order import PACKINGS, Order
+from model.data.order import Order
 
 T, ROWS = 32, 4
 WEIGHTS = {"host1.example": 0.5, "host2.example": 1.4, "b": 2.0}

@@ -5,11 +5,11 @@ import torch
 from train_tiny import batch_at, tiny_model
 
 from core.errors import ConfigError
+from model.data.batch import token_loss
 from model.training import optimizer
 from model.training.open_engine import open_engine
 from model.training.optimizer import even_out, orthogonalize, param_groups
 from model.training.train_config import TrainConfig
-from model.training.trainer import token_loss
 from model.training.world import World
 
 

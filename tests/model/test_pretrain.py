@@ -16,12 +16,14 @@ import torch
 from test_shards import corpus, write
 
 from core.errors import ConfigError
+from core.hashing import folder_sha256
+from model.bits_per_byte import bits_per_byte
 from model.data.loader import Loader, TokenData
-from model.hashes import folder_hash
 from model.job import read_job
 from model.network.config import Config
 from model.network.transformer import Transformer
-from model.pretrain import PretrainConfig, _batch, bits_per_byte, document_loss, pretrain
+from model.pretrain import document_loss, make_batch, pretrain
+from model.training.pretrain_config import PretrainConfig
 from model.training.world import World
 from model.vocabulary.config import TokenizerConfig
 from model.vocabulary.train import train_tokenizer
@@ -72,7 +74,7 @@ def test_killed_pretraining_ends_with_the_same_bytes(root, tmp_path, inputs):
     process.wait()
     assert not (tmp_path / "killed" / "out").exists(), "it ended before the kill"
     run_here(tmp_path / "killed", inputs)
-    assert folder_hash(tmp_path / "killed" / "out") == folder_hash(tmp_path / "whole" / "out")
+    assert folder_sha256(tmp_path / "killed" / "out") == folder_sha256(tmp_path / "whole" / "out")
 
 
 def test_the_model_folder_is_complete_and_transformers_agrees_with_it(tmp_path, inputs):
@@ -140,7 +142,7 @@ def test_packed_and_masked_training_is_taught_exactly_what_evaluation_scores(tmp
     feed = Loader(data, seq_len=32, rows=8, packing="best_fit", mask_documents=True)
     rows, nats = feed.order.epoch(0).rows, 0.0
     for step in range(-(-rows // 8)):
-        batch = _batch(feed, step, World())
+        batch = make_batch(feed, step, World())
         left = min(8, rows - 8 * step)  # the last step reads on into the next epoch
         nats += document_loss(model, batch._rows(slice(0, left)))[0].item()
     documents = [data.tokens(d) for d in data.documents() for _ in range(int(data.weight[d]))]

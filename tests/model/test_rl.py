@@ -9,16 +9,10 @@ from core.errors import ConfigError
 from model.chat import render
 from model.environments import Environment
 from model.generation.generate import Completion
+from model.grpo import group_advantages, grpo_loss, policy_rows, rollout_metrics, with_rehearsal
 from model.network.config import IGNORE
-from model.rl import (
-    RlConfig,
-    Rollouts,
-    group_advantages,
-    policy_loss,
-    policy_rows,
-    rollout_metrics,
-    with_rehearsal,
-)
+from model.rollouts import Rollouts
+from model.training.rl_config import RlConfig
 from model.training.world import World
 
 
@@ -84,7 +78,7 @@ def test_a_step_raises_what_was_rewarded_against_what_was_not(rollouts):
 
     before = logprobs()
     optimiser = torch.optim.SGD(rollouts.model.parameters(), lr=0.05)
-    loss, count = policy_loss()(rollouts.model, batch)
+    loss, count = grpo_loss()(rollouts.model, batch)
     (loss / count).backward()
     optimiser.step()
     change = logprobs() - before
@@ -109,7 +103,7 @@ def test_kl_of_a_model_from_itself_is_nothing_and_its_penalty_has_no_gradient(ro
     assert rollouts.batch(0).metrics["kl"] == pytest.approx(0.0, abs=1e-5)
     batch = rollouts._with_reference(rollouts.batch(0))
     batch.extra["weight"].zero_()
-    loss, _ = policy_loss(kl=1.0)(rollouts.model, batch)
+    loss, _ = grpo_loss(kl=1.0)(rollouts.model, batch)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(0.0, abs=1e-4)
     assert max(float(p.grad.abs().max()) for p in rollouts.model.parameters() if p.grad is not None) < 1e-2
@@ -123,7 +117,7 @@ def test_rehearsal_is_its_mean_likelihood_and_changes_no_policy_gradient(rollout
     batch = with_rehearsal(plain, [row, row], 0.5, rollouts.tokenizer.pad_id)
 
     def objective(batch):
-        loss, count = policy_loss()(rollouts.model, batch)
+        loss, count = grpo_loss()(rollouts.model, batch)
         return float(loss.detach()) / int(count)
 
     ids, mask = (torch.tensor(part) for part in row)

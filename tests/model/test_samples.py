@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from core.files import append_line
+from model.data.config import SplitConfig
 from model.data.loader import TokenData
-from model.data.shards import SplitConfig, write_shards
+from model.data.shards import write_shards
 from model.network.config import Config
 from model.network.transformer import Transformer
 from model.run_log import RunLog
 from model.tokenizer import load_tokenizer
-from model.training.samples import NEW_TOKENS, PROMPT_TOKENS, as_markdown, continuing
+from model.training.samples import NEW_TOKENS, PROMPT_TOKENS, as_markdown, continuations
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def test_samples_continue_held_out_documents_greedily(data):
     tokens, words = data
     torch.manual_seed(0)
     model = Transformer(Config.from_depth(1, words.vocab_size, max_seq_len=128))
-    sample = continuing(tokens, words)
+    sample = continuations(tokens, words)
     found = sample(model)
     texts = [text for _, text in tokens.texts(words)]
     assert found and all(any(text.startswith(s["prompt"] + s["truth"]) for text in texts) for s in found)

@@ -5,8 +5,10 @@ import torch
 
 from core.errors import ConfigError
 from model.chat import render
+from model.data.batch import padded
 from model.network.config import IGNORE
-from model.sft import SftConfig, batch_of, mean_loss, padded
+from model.sft import batch_of, mean_loss
+from model.training.sft_config import SftConfig
 from model.training.world import World
 
 TALKS = [

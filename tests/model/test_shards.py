@@ -9,16 +9,9 @@ import pytest
 
 from core.errors import ConfigError, DataError
 from model.data import shards
+from model.data.config import HELD_OUT, TRAIN, SplitConfig
 from model.data.loader import TokenData
-from model.data.shards import (
-    HELD_OUT,
-    TRAIN,
-    SplitConfig,
-    check_shards,
-    share_of,
-    split_documents,
-    write_shards,
-)
+from model.data.shards import check_shards, share_of, split_documents, write_shards
 from model.run_log import RunLog
 
 

@@ -16,11 +16,12 @@ import torch
 from train_tiny import ROWS, batch_at, tiny_model, weights_hash
 
 from core.errors import ConfigError, RunError
+from model.data.batch import Batch, token_loss
 from model.run_log import RunLog
 from model.training import stability
 from model.training.meter import Display
 from model.training.train_config import TrainConfig, lr_at
-from model.training.trainer import Batch, token_loss, train
+from model.training.trainer import train
 from model.training.world import World
 
 SCRIPT = Path(__file__).with_name("train_tiny.py")

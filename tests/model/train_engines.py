@@ -12,9 +12,9 @@ from pathlib import Path
 
 from train_tiny import ROWS, batch_at, tiny_model, weights_hash
 
+from model.data.batch import token_loss
 from model.training.open_engine import open_engine
 from model.training.train_config import TrainConfig, lr_at
-from model.training.trainer import token_loss
 from model.training.world import destroy_distributed, init_distributed
 
 BASE = {"lr": 1e-2, "threads": 1, "micro_batches": 2, "warmup": 0.2, "steps": 6}

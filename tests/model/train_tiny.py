@@ -15,11 +15,12 @@ from pathlib import Path
 import torch
 
 from core.errors import RunError
+from model.data.batch import Batch
 from model.network.config import Config
 from model.network.transformer import Transformer
 from model.run_log import RunLog
 from model.training.train_config import TrainConfig
-from model.training.trainer import Batch, Stopped, train
+from model.training.trainer import Stopped, train
 from model.training.world import destroy_distributed, init_distributed
 
 ROWS, SEQ_LEN, VOCAB = 8, 16, 64
