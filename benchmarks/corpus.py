@@ -3,10 +3,11 @@
     python -m benchmarks.corpus [WARC…]          without files: the real pages beside the checkout, else the sample
 
 Both sides read the same files and write their corpus to disk; CPU-seconds are those of the whole process trees,
-start-up included, and told: ours is what a crawl of one page a file takes, datatrove's what its own imports and block
-lists take. datatrove gets an environment of its own (--environment), made on the first run. Two populations: English
-kept (FineWeb's setting), and every language kept. Per-stage figures are CPU-seconds too: of one process here, of
-datatrove's own timers there. The machine's limit is decompression and HTML parsing, nothing else.
+including start-up, which is reported separately: for ours it is what a crawl of one page a file takes, for datatrove
+what its imports and block lists take. datatrove gets an environment of its own (--environment), created on the first
+run. Two populations: English kept (FineWeb's setting), and every language kept. Per-stage figures are CPU-seconds too:
+measured in one process for ours, by datatrove's own timers for datatrove. The lower bound is decompression and HTML
+parsing alone.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ from corpus.ledger import read_ledger
 
 ROOT = Path(__file__).resolve().parent.parent
 DATATROVE = "0.10.1"
-# spaCy is what its English rules tokenise with; trafilatura 1.11, which it asks for, needs lxml's old cleaner.
+# Its English rules tokenise with spaCy; trafilatura 1.11, which it requires, needs lxml's old cleaner.
 REQUIREMENTS = (f"datatrove[io,processing]=={DATATROVE}", "spacy>=3.8,<4", "lxml_html_clean")
 POPULATIONS = {"English kept": ("en",), "every language kept": ()}
-# What is clocked for the table of our stages: (stage, module, name in it).
+# What is timed for the table of our stages: (stage, module or class, name in it).
 STEPS = (
     ("urls", corpus.unit.UrlFilter, "reject"),
     ("language", corpus.unit, "first_look"),
@@ -54,7 +55,7 @@ STEPS = (
     ("personal data", corpus.publish, "remove_pii"),
 )
 
-# Stages that both sides have: what stands in the names of their steps.
+# Stages that both sides have: substrings of the names of their steps.
 STAGES = {
     "reading": ("reading", "READER: 🕷"),
     "addresses": ("urls", "Url-filter"),
@@ -68,10 +69,10 @@ STAGES = {
 
 
 def environment(folder: Path) -> Path:
-    """The Python of an environment that holds datatrove, made where it is missing."""
+    """The Python of an environment with datatrove, created where it is missing."""
     python = folder / "bin" / "python"
     if not (folder / "complete").is_file():
-        print(f"making an environment for datatrove {DATATROVE} in {folder}", file=sys.stderr)
+        print(f"creating an environment for datatrove {DATATROVE} in {folder}", file=sys.stderr)
         venv.create(folder, with_pip=True, clear=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", *REQUIREMENTS], check=True)
         (folder / "complete").touch()
@@ -79,7 +80,7 @@ def environment(folder: Path) -> Path:
 
 
 def cpu_of(command: list[str], log: Path) -> float:
-    """Run a command to its end; CPU-seconds of it and all its descendants."""
+    """Run a command; CPU-seconds of it and all its descendants."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with log.open("w") as output:
         done = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
@@ -90,7 +91,7 @@ def cpu_of(command: list[str], log: Path) -> float:
 
 
 def datatrove(python: Path, warcs: list[str], languages: tuple[str, ...], out: Path) -> dict[str, Any]:
-    """Run the peer; {cpu, fixed, steps, kept: ids before deduplication, dropped: id -> stage, reason}."""
+    """Run datatrove; {cpu, fixed, steps, kept: ids before deduplication, dropped: id -> stage, reason}."""
     script = str(ROOT / "benchmarks" / "corpus_datatrove.py")
     command = [str(python), script, str(out), str(model_path()), ",".join(languages), *warcs]
     cpu = cpu_of(command, out.with_suffix(".log"))
@@ -114,7 +115,7 @@ def ours(warcs: list[str], languages: tuple[str, ...], profile: str, out: Path) 
 
 
 def tiny_crawl(files: int, folder: Path) -> list[str]:
-    """As many archives, of one short page each: to clean them is to start up."""
+    """As many archives, of one short page each: cleaning them measures start-up."""
     from corpus.warc_writer import WarcWriter
 
     folder.mkdir()
@@ -130,23 +131,23 @@ def tiny_crawl(files: int, folder: Path) -> list[str]:
     return list(map(str, paths))
 
 
-def clocked(function: Callable, stage: str, into: Counter) -> Callable:
-    """The function, with the CPU-seconds that it and what it calls take added to its stage."""
+def timed(function: Callable, stage: str, into: Counter) -> Callable:
+    """The function, with the CPU-seconds of it and its callees added to its stage."""
 
-    def timed(*args: Any, **named: Any) -> Any:
+    def call(*args: Any, **named: Any) -> Any:
         started = time.process_time()
         try:
             return function(*args, **named)
         finally:
             into[stage] += time.process_time() - started
 
-    return timed
+    return call
 
 
-def clocked_reading(function: Callable, into: Counter) -> Callable:
-    """The generator of records, with what reading them takes."""
+def timed_reading(function: Callable, into: Counter) -> Callable:
+    """The generator of records, with the CPU-seconds of reading them added to "reading"."""
 
-    def timed(*args: Any, **named: Any) -> Iterator:
+    def call(*args: Any, **named: Any) -> Iterator:
         records = function(*args, **named)
         while True:
             started = time.process_time()
@@ -156,15 +157,15 @@ def clocked_reading(function: Callable, into: Counter) -> Callable:
                 return
             yield record
 
-    return timed
+    return call
 
 
 def stages(warcs: list[str], languages: tuple[str, ...], profile: str, out: Path) -> dict[str, float]:
-    """CPU-seconds of each stage of ours, in this process."""
+    """CPU-seconds of each of our stages, run in this process."""
     spent: Counter = Counter()
-    corpus.unit.read_records = clocked_reading(corpus.unit.read_records, spent)
+    corpus.unit.read_records = timed_reading(corpus.unit.read_records, spent)
     for stage, module, name in STEPS:
-        setattr(module, name, clocked(getattr(module, name), stage, spent))
+        setattr(module, name, timed(getattr(module, name), stage, spent))
     started = time.process_time()
     config = CleanConfig(languages=languages, profile=profile)
     clean_crawl([(Path(warc).name, warc) for warc in warcs], out, out.with_suffix(".work"), config, workers=0)
@@ -172,8 +173,8 @@ def stages(warcs: list[str], languages: tuple[str, ...], profile: str, out: Path
     return {**spent, "everything else": total - sum(spent.values())}
 
 
-def limit(warcs: list[str]) -> tuple[float, float, int]:
-    """CPU-seconds of decompression and of HTML parsing alone, and pages: no program that parses can be faster."""
+def lower_bound(warcs: list[str]) -> tuple[float, float, int]:
+    """CPU-seconds of decompression and of HTML parsing alone, and pages: no pipeline that parses can be faster."""
     from fastwarc.warc import ArchiveIterator, WarcRecordType
     from resiliparse.parse.html import HTMLTree
 
@@ -191,7 +192,7 @@ def limit(warcs: list[str]) -> tuple[float, float, int]:
 
 
 def default_files(folder: Path) -> list[str]:
-    """The real pages where they stand beside the checkout, else the built-in sample."""
+    """The real pages if they are beside the checkout, else the built-in sample."""
     real = sorted((ROOT.parent / "shared" / "data" / "crawl").glob("*.warc.gz"))
     if not real:
         from corpus.sample_web.build import build_sample
@@ -202,8 +203,10 @@ def default_files(folder: Path) -> list[str]:
 
 
 def print_agreement(peer: dict[str, Any], mine: dict[str, Any], profile: str) -> None:
-    """How much of what each side keeps the other keeps too, and why the rest goes. Block lists of addresses are each
-    side's own: pages that one of them drops by its address are left out."""
+    """How much of what each side keeps the other keeps too, and why the rest is dropped.
+
+    Each side has its own block lists of addresses: pages that either drops by its address are left out.
+    """
     refused = {record for side in (peer, mine) for record, why in side["dropped"].items() if why[0] == "url"}
     peer, mine = ({**side, "kept": side["kept"] - refused} for side in (peer, mine))
     both = peer["kept"] & mine["kept"]
@@ -220,7 +223,7 @@ def print_agreement(peer: dict[str, Any], mine: dict[str, Any], profile: str) ->
 
 
 def compare(python: Path, warcs: list[str], languages: tuple[str, ...], repeat: int, folder: Path) -> dict:
-    """Run both sides on one population and print the tables; what the peer did."""
+    """Run both sides on one population and print the tables; return datatrove's result."""
     runs: dict[str, list[dict[str, Any]]] = {"fast": [], "faithful": []}
     peer: dict[str, Any] = {}
     for number in range(repeat):
@@ -233,7 +236,7 @@ def compare(python: Path, warcs: list[str], languages: tuple[str, ...], repeat: 
     rows = [(f"datatrove {DATATROVE}", peer["cpu"], peer["fixed"], len(peer["kept"]))]
     rows += [(name, spent[name], start_up[name], len(results[0]["kept"])) for name, results in runs.items()]
     pages, (_, theirs, theirs_fixed, _) = runs["fast"][0]["records"], rows[0]
-    heads = ("CPU-seconds", "start-up", "pages a CPU-second", "ratio", "start-up aside", "kept")
+    heads = ("CPU-seconds", "start-up", "pages a CPU-second", "ratio", "without start-up", "kept")
     print(f"  {'':20}" + "".join(f"{head:>{len(head) + 3}}" for head in heads))
     for name, cpu, fixed, kept in rows:
         ratios = (theirs / cpu, (theirs - theirs_fixed) / (cpu - fixed))
@@ -246,7 +249,7 @@ def compare(python: Path, warcs: list[str], languages: tuple[str, ...], repeat: 
 
 
 def print_stages(warcs: list[str], peers: dict[str, dict[str, Any]], folder: Path) -> None:
-    """CPU-seconds by stage and population, datatrove's of its own timers, each profile of ours in a fresh process."""
+    """CPU-seconds by stage and population: datatrove's by its own timers, each profile of ours in a fresh process."""
     for title, languages in POPULATIONS.items():
         table = {"datatrove": by_stage(peers[title]["steps"])}
         table["datatrove"]["reading"] += (
@@ -259,11 +262,11 @@ def print_stages(warcs: list[str], peers: dict[str, dict[str, Any]], folder: Pat
                 [*command, "--out", str(out), *warcs], capture_output=True, text=True, check=True
             )
             table[profile] = by_stage(json.loads(done.stdout.splitlines()[-1]).items())
-        print(f"{title}, CPU-seconds by stage, start-up aside; ours in one process")
+        print(f"{title}, CPU-seconds by stage, without start-up; ours in one process")
         print(f"  {'':28}{'datatrove':>10}{'fast':>8}{'ratio':>8}{'faithful':>10}{'ratio':>8}")
-        for stage in (*STAGES, "in all"):
+        for stage in (*STAGES, "total"):
             theirs, fast, faithful = (
-                sum(t.values()) if stage == "in all" else t[stage] for t in table.values()
+                sum(t.values()) if stage == "total" else t[stage] for t in table.values()
             )
             print(
                 f"  {stage:28}{theirs:10.2f}{fast:8.2f}{theirs / fast:8.1f}{faithful:10.2f}{theirs / faithful:8.1f}"
@@ -271,22 +274,26 @@ def print_stages(warcs: list[str], peers: dict[str, dict[str, Any]], folder: Pat
 
 
 def by_stage(steps: Iterable[tuple[str, float]]) -> Counter:
-    """CPU-seconds of either side's steps, by the stages that both have."""
+    """CPU-seconds of one side's steps, by the stages that both have."""
     spent: Counter = Counter()
     for name, seconds in steps:
-        spent[next(stage for stage, words in STAGES.items() if any(word in name for word in words))] += (
+        spent[next(stage for stage, parts in STAGES.items() if any(part in name for part in parts))] += (
             seconds
         )
     return spent
 
 
 def main() -> None:
-    """Parse the options, run what is asked, print."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    """Run both sides on every population and print the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("warcs", nargs="*")
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     parser.add_argument("--environment", type=Path, default=cache / "stemma" / f"datatrove-{DATATROVE}")
-    parser.add_argument("--repeat", type=int, default=2, help="runs of ours a population; their mean is told")
+    parser.add_argument(
+        "--repeat", type=int, default=2, help="runs of ours per population; their mean is reported"
+    )
     parser.add_argument("--stages-of", help=argparse.SUPPRESS)
     parser.add_argument("--languages", default="en", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
@@ -307,8 +314,8 @@ def main() -> None:
             here.mkdir()
             peers[title] = compare(python, warcs, languages, options.repeat, here)
         print_stages(warcs, peers, folder)
-        reading, parsing, pages = limit(warcs)
-        print(f"the machine's limit: {pages / (reading + parsing):.0f} pages a CPU-second "
+        reading, parsing, pages = lower_bound(warcs)
+        print(f"the lower bound: {pages / (reading + parsing):.0f} pages a CPU-second "
               f"(decompression {reading:.2f} s, HTML parsing {parsing:.2f} s)")  # fmt: skip
 
 

@@ -1,11 +1,11 @@
-"""The peer's side of benchmarks/corpus.py: datatrove's own FineWeb chain, run in datatrove's own environment.
+"""datatrove's side of benchmarks/corpus.py: its own FineWeb pipeline, run in its own environment.
 
     python benchmarks/corpus_datatrove.py OUT MODEL LANGUAGES WARC…     (benchmarks/corpus.py calls it so)
 
 The steps, their order and their arguments are those of datatrove's examples/fineweb.py. What differs, each in
-datatrove's favour or without effect on its speed, so that it runs on a machine without the net:
+datatrove's favour or without effect on its speed, so that it runs on a machine without a network:
 - the language model is the lid.176.ftz given as MODEL (the example downloads lid.176.bin);
-- tldextract uses the suffix list that it ships;
+- tldextract uses the suffix list that it ships with;
 - an extraction may take 30 seconds of wall-clock time instead of 1, so that no page is lost on a busy machine;
 - no exclusion writers: dropped documents are counted by id and reason, their texts are not written;
 - no TokensCounter (it needs a tokenizer from a hub); one task, one process, no Slurm.
@@ -22,7 +22,7 @@ from types import SimpleNamespace
 
 
 def cpu_seconds() -> float:
-    """Processor time of this process, of its children that ended and of those that run."""
+    """Processor time of this process, of its children that ended and of those that are running."""
     ended = os.times()
     total = time.process_time() + ended.children_user + ended.children_system
     with open(f"/proc/self/task/{os.getpid()}/children") as file:
@@ -32,12 +32,12 @@ def cpu_seconds() -> float:
             with open(f"/proc/{child}/schedstat") as file:
                 total += int(file.read().split()[0]) / 1e9  # nanoseconds on a processor
         except FileNotFoundError:
-            continue  # it ended between the two looks; the next look finds it in os.times()
+            continue  # it ended between the two reads; the next call finds it in os.times()
     return total
 
 
 class Reasons:
-    """Stands where an exclusion writer would: notes why each document went."""
+    """Takes the place of an exclusion writer: records why each document was dropped."""
 
     def __init__(self, stage: str, into: dict[str, tuple[str, str]]):
         self.stage, self.into = stage, into
@@ -49,7 +49,7 @@ class Reasons:
         pass
 
     def __deepcopy__(self, _):
-        return self  # the executor runs a copy of the pipeline; the notes are wanted here
+        return self  # the executor runs a copy of the pipeline; the reasons are needed here
 
     def write(self, document, rank=0) -> None:
         """Called by datatrove for each dropped document."""
@@ -97,7 +97,7 @@ def first_part(warcs: list[str], out: Path, languages: list[str], why: dict[str,
 
 
 def second_part(out: Path, why: dict[str, tuple[str, str]]) -> list[list]:
-    """MinHash deduplication in its four pipelines, personal data in the last."""
+    """MinHash deduplication in its four pipelines; the last one also replaces personal data."""
     from datatrove.pipeline.dedup import MinhashDedupSignature
     from datatrove.pipeline.dedup.minhash import (
         MinhashConfig,

@@ -1,12 +1,12 @@
-"""How does deduplication grow? Synthetic signatures with planted near-duplicates, up to 20 million pages.
+"""How deduplication scales: synthetic signatures with planted near-duplicates, up to 20 million pages.
 
     python -m benchmarks.dedup [--pages 1,2,5,10,20] [--memory 2048] [--scratch DIR]      millions of pages, MiB
 
-Signature files are written as `stemma clean` writes them, but for the shingles, which are made up again from the
-page's number when they are asked for: reading, sorting, comparing and joining are the real thing. A quarter of the
-pages are copies: of text or address, near copies on both sides of the threshold, some of a hundred pages that are
-copied again and again. Every size runs in a process of its own, whose peak of resident memory is what is reported;
-disk is looked at twice a second. Everything is removed afterwards.
+Signature files are written as `stemma clean` writes them, except for the shingles, which are generated from the page's
+number when they are read: reading, sorting, comparing and joining are the real code. A quarter of the pages are
+copies: of text or address, near-duplicates on both sides of the threshold, some of a hundred pages that are copied
+very often. Every size runs in a process of its own, whose peak of resident memory is reported; disk use is sampled
+twice a second. Everything is removed afterwards.
 """
 
 from __future__ import annotations
@@ -33,8 +33,11 @@ from corpus.dedup.signatures import SignatureFiles, signature_schema, write_sign
 
 PAGES_A_FILE = 200_000
 COPIES = 0.25  # of all pages
-HOT, HOT_SHARE = 100, 0.02  # pages that are copied by that share of all copies
-# Share of shingles that differ, and how many copies differ by that: Jaccard 1, .96, .92, .85, .81, .75, .6
+HOT, HOT_SHARE = (
+    100,
+    0.02,
+)  # number of pages that are copied very often, and the share of copies that are of these
+# Share of shingles that differ, each for as many copies: Jaccard 1, .96, .92, .85, .81, .75, .6
 EDITS = np.array([0.0, 0.02, 0.04, 0.08, 0.10, 0.14, 0.25])
 SAME_TEXT, SAME_URL = 0.2, 0.05  # shares of copies
 CRAWL = 3_000_000_000  # pages of a Common Crawl dump
@@ -54,29 +57,29 @@ def share(values: np.ndarray, salt: int) -> np.ndarray:
 
 
 class Web:
-    """What page number n is, as functions of n: arrays in, arrays out."""
+    """The properties of page number n, as functions of n: arrays in, arrays out."""
 
     def __init__(self, n_pages: int):
         self.n_pages = n_pages
         self.originals = int(n_pages * (1 - COPIES))
 
     def place(self, pages: np.ndarray) -> np.ndarray:
-        """Pages in another order, so that copies lie anywhere among the files: a bijection of 0 … n_pages - 1."""
+        """A permutation of the pages, so that copies are spread over all files: a bijection of 0 … n_pages - 1."""
         step = 2_654_435_761  # a prime: coprime to any number of pages here
         return (pages.astype(np.uint64) * np.uint64(step) % np.uint64(self.n_pages)).astype(np.int64)
 
     def original(self, pages: np.ndarray) -> np.ndarray:
-        """The page that each is a copy of: itself for originals."""
+        """The page that each is a copy of; originals are their own."""
         hot = share(pages, 1) < HOT_SHARE
         of = (mix(pages, 2) % np.where(hot, HOT, self.originals).astype(np.uint64)).astype(np.int64)
         return np.where(pages < self.originals, pages, of)
 
     def size(self, pages: np.ndarray) -> np.ndarray:
-        """Shingles of each page: 150 to 449, like its original's."""
+        """Number of shingles of each page: 150 to 449, as many as its original's."""
         return 150 + (mix(self.original(pages), 3) % np.uint64(300)).astype(np.int64)
 
     def edits(self, pages: np.ndarray) -> np.ndarray:
-        """How many of them differ from its original's."""
+        """How many shingles differ from the original's."""
         kind = (mix(pages, 4) % np.uint64(len(EDITS))).astype(np.int64)
         n = np.round(EDITS[kind] * self.size(pages)).astype(np.int64)
         copied = (pages >= self.originals) & ~self.same_text(pages)
@@ -94,18 +97,18 @@ class Web:
         return (n - k) / (n + k)
 
     def bands(self, pages: np.ndarray, n_bands: int, n_rows: int) -> np.ndarray:
-        """Each band agrees with the original's as often as MinHash's would: with probability J^rows."""
+        """Band hashes: each equals the original's as often as MinHash's would, with probability J^rows."""
         numbers = pages[:, None] * n_bands + np.arange(n_bands)
         agrees = share(numbers, 7) < (self.jaccard(pages) ** n_rows)[:, None]
         theirs = self.original(pages)[:, None] * n_bands + np.arange(n_bands)
         return np.where(agrees, mix(theirs, 8), mix(numbers, 9))
 
     def shingles(self, pages: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(number of shingles of each page, all of them, sorted within each page)."""
+        """(number of shingles of each page, the shingles of all pages, sorted within each page)."""
         n, k = self.size(pages), self.edits(pages)
         row = np.repeat(np.arange(len(pages)), n)
         place = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
-        # A run of shingles, which may go round.
+        # The differing shingles are a run, which may wrap around.
         first = (mix(pages, 10) % n.astype(np.uint64)).astype(np.int64)
         edited = (place - first[row]) % n[row] < k[row]
         source = np.where(edited, pages[row] + self.n_pages, self.original(pages)[row])
@@ -117,7 +120,7 @@ class Web:
 
 
 def write_web(web: Web, folder: Path, config: CleanConfig) -> list[Path]:
-    """Signature files of all pages, with empty lists for shingles."""
+    """Write the signature files of all pages, with empty lists of shingles."""
     folder.mkdir(parents=True)
     schema, paths = signature_schema(config), []
     for first in range(0, web.n_pages, PAGES_A_FILE):
@@ -143,7 +146,7 @@ def write_web(web: Web, folder: Path, config: CleanConfig) -> list[Path]:
 
 
 class Synthetic(SignatureFiles):
-    """Signature files whose shingles are made up when asked for. Counts them, and the time that it takes."""
+    """Signature files whose shingles are generated when read. Counts pages and the processor time of generating."""
 
     def __init__(self, paths: list[Path], config: CleanConfig, web: Web):
         super().__init__(paths, config)
@@ -159,10 +162,10 @@ class Synthetic(SignatureFiles):
 
 
 def judge(web: Web, found: Duplicates, least: float) -> dict[str, float]:
-    """Precision and recall of the pages that went as near-duplicates, and of all."""
+    """Precision and recall of the pages that were dropped."""
     pages, kept = web.place(found.pages), web.place(found.kept)
     same = web.original(pages) == web.original(kept)
-    # What is similar enough to its original is of one cluster with it, whichever of them stays.
+    # A page similar enough to its original is in one cluster with it, whichever of them is kept.
     right = same & (
         ((web.jaccard(pages) >= least) & (web.jaccard(kept) >= least))
         | web.same_url(pages)
@@ -170,38 +173,38 @@ def judge(web: Web, found: Duplicates, least: float) -> dict[str, float]:
     )
     copies = np.arange(web.originals, web.n_pages)
     planted = copies[(web.jaccard(copies) >= least) | web.same_url(copies)]
-    # Where an original went for its address, its copies are left without what they are like: rightly so.
-    torn = np.unique(web.original(copies[web.same_url(copies)]))
-    whole = ~np.isin(web.original(planted), torn)
+    # Where an original was dropped for its address, its copies correctly have nothing to be duplicates of.
+    split = np.unique(web.original(copies[web.same_url(copies)]))
+    whole = ~np.isin(web.original(planted), split)
     return {
         "planted": len(planted),
         "clusters": len(np.unique(web.original(planted))),
         "gone": len(pages),
         "precision": float(right.mean()),
         "recall": float(right.sum() / len(planted)),
-        "recall_without_addresses": float((~np.isin(web.original(pages), torn)).sum() / whole.sum()),
+        "recall_without_addresses": float((~np.isin(web.original(pages), split)).sum() / whole.sum()),
     }
 
 
 class DiskPeak(threading.Thread):
-    """Most bytes that a folder held, looked at twice a second."""
+    """The peak of bytes in a folder, sampled twice a second."""
 
     def __init__(self, folder: Path):
         super().__init__(daemon=True)
-        self.folder, self.most, self.done = folder, 0, threading.Event()
+        self.folder, self.peak, self.done = folder, 0, threading.Event()
         self.start()
 
     def run(self) -> None:
         while not self.done.wait(0.5):
             sizes = []
             for file in self.folder.rglob("*"):
-                with contextlib.suppress(FileNotFoundError):  # they come and go
+                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
                     sizes.append(file.stat().st_size)
-            self.most = max(self.most, sum(sizes))
+            self.peak = max(self.peak, sum(sizes))
 
 
 def run_one(n_pages: int, memory: int, scratch: Path) -> dict:
-    """Deduplicate n_pages that write_web wrote; say what it took."""
+    """Deduplicate n_pages that write_web wrote; return costs and scores."""
     config, web = CleanConfig(dedup_memory_mb=memory), Web(n_pages)
     paths = sorted((scratch / "signatures").glob("*.parquet"))
     signed = sum(path.stat().st_size for path in paths)
@@ -229,7 +232,7 @@ def run_one(n_pages: int, memory: int, scratch: Path) -> dict:
         "wall_seconds": round(time.monotonic() - started, 1),
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
         "signatures_bytes": signed,
-        "scratch_bytes": disk.most,
+        "scratch_bytes": disk.peak,
         "steps": steps,
         **judge(web, gone, config.jaccard),
     }

@@ -1,10 +1,10 @@
-"""What each engine costs beside the work itself: processor seconds of all processes that a cleaning run causes.
+"""The overhead of each engine: processor seconds of all processes of a cleaning run, beside those of the units.
 
-    python -m benchmarks.engines crawl/*.warc.gz            # local, and ray or slurm where they are there
+    python -m benchmarks.engines crawl/*.warc.gz            # local, and ray or slurm where installed
     python -m benchmarks.engines --engines local,slurm …
 
-Processor seconds and not wall-clock time, so that a busy machine changes little. They are read from /proc ten times
-a second for every process below this one, and for the elements of the job array, which Slurm starts.
+Processor seconds and not wall-clock time, so that other load changes little. They are read from /proc ten times a
+second for every descendant of this process, and for the elements of the job array, which Slurm starts.
 """
 
 import argparse
@@ -24,16 +24,16 @@ from corpus.engines.choose import ENGINES
 
 
 class Meter(threading.Thread):
-    """Adds up the processor time of processes that belong to a run, by what they are."""
+    """Adds up the processor time of the processes of a run, by their kind."""
 
     def __init__(self, folder: Path):
         super().__init__(daemon=True)
-        self.folder, self.ended = str(folder), threading.Event()
+        self.folder, self.stopped = str(folder), threading.Event()
         self.seconds: dict[int, tuple[str, float]] = {}
 
     def run(self) -> None:
         me = psutil.Process()
-        while not self.ended.wait(0.1):
+        while not self.stopped.wait(0.1):
             mine = [me, *me.children(recursive=True)]
             for element in psutil.process_iter(["cmdline"]):
                 if self.folder in " ".join(element.info["cmdline"] or []) and element not in mine:
@@ -47,11 +47,11 @@ class Meter(threading.Thread):
                 self.seconds[process.pid] = (kind, used.user + used.system)
 
     def kind(self, command: str) -> str:
-        """unit: does the work. engine: everything else."""
+        """'unit' for a worker, 'engine' for everything else."""
         return "unit" if "corpus.engines.pool" in command else "engine"
 
     def stop(self) -> dict[str, float]:
-        self.ended.set()
+        self.stopped.set()
         self.join()
         totals = {"unit": 0.0, "engine": 0.0}
         for kind, seconds in self.seconds.values():
@@ -76,15 +76,15 @@ def main() -> int:
     parser.add_argument("--engines", default=",".join(ENGINES))
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    there = {
+    installed = {
         "local": True,
         "ray": importlib.util.find_spec("ray") is not None,
         "slurm": shutil.which("sbatch") is not None,
     }
     print("engine   units' CPU s   engine's CPU s   wall s   bytes")
     for engine in options.engines.split(","):
-        if not there[engine]:
-            print(f"{engine:8} not here")
+        if not installed[engine]:
+            print(f"{engine:8} not installed")
             continue
         with tempfile.TemporaryDirectory(prefix="engines-") as folder:
             meter, started = Meter(Path(folder)), time.monotonic()

@@ -1,12 +1,12 @@
-"""How well and how quickly is the main text taken out of real pages, ours beside others'?
+"""Quality and speed of main-text extraction on real pages: ours beside other extractors.
 
     pip install -e '.[bench]'                                     # readability-lxml
     python -m benchmarks.extraction ../shared/data/crawl          # every page; --every 8 for every eighth
 
-The folder holds WARC files and gold.jsonl.gz: a page's reference text (word F1 as a bag of words, of signs for
+The folder holds WARC files and gold.jsonl.gz: a page's reference text (F1 of words as a bag, of characters for
 Chinese; the mean over pages, and over languages), or segments that must and must not be in its text (precision, recall
 and F1 over all segments, as trafilatura's own evaluation counts them; white space aside). All get the same decoded
-text. Processor time of this process, pages taken in turn by all, so that a busy machine is busy for all.
+page. Processor time of this process; each page goes to all extractors in turn, so that other load affects all alike.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from corpus.warc import read_records
 
 
 def gold_pages(folder: Path, every: int = 1) -> Iterator[tuple[dict, str]]:
-    """(gold row, decoded page) of every so-manieth page that the folder's archives and its gold have in common."""
+    """(gold row, decoded page) of every `every`-th page that is in both the folder's archives and its gold data."""
     with gzip.open(folder / "gold.jsonl.gz", "rt") as file:
         gold = {row["record_id"]: row for row in map(json.loads, file)}
     number = 0
@@ -37,30 +37,30 @@ def gold_pages(folder: Path, every: int = 1) -> Iterator[tuple[dict, str]]:
 
 
 def f1(text: str, row: dict) -> float:
-    """F1 of words, of signs for Chinese, against a page's reference text."""
+    """F1 of words, of characters for Chinese, against a page's reference text."""
     if row["language"] == "zh":
         return word_f1(" ".join(text), " ".join(row["text"]))[2]
     return word_f1(text, row["text"])[2]
 
 
 def segments(text: str, row: dict) -> tuple[int, int, int]:
-    """Of a page's segments: (wanted and there, not wanted and there, wanted and not there)."""
+    """Of a page's segments: (true positives, false positives, false negatives)."""
     flat = " ".join(text.split())
-    there = [" ".join(segment.split()) in flat for segment in row["must"]]
+    found = [" ".join(segment.split()) in flat for segment in row["must"]]
     false = sum(" ".join(segment.split()) in flat for segment in row["must_not"])
-    return sum(there), false, len(there) - sum(there)
+    return sum(found), false, len(found) - sum(found)
 
 
 class Score:
-    """What one extractor did: F1 by language, segments, and processor seconds."""
+    """The results of one extractor: F1 by language, segments, and processor seconds."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.seconds, self.pages, self.failed = 0.0, 0, 0
         self.f1: dict[str, list[float]] = defaultdict(list)
         self.segments = [0, 0, 0]
 
     def add(self, text: str, row: dict) -> None:
-        """Count one page's text."""
+        """Score one page's text."""
         if "text" in row:
             self.f1[row["language"]].append(f1(text, row))
         if "must" in row:
@@ -127,7 +127,7 @@ def main() -> None:
             score, before = scores[name], time.process_time()
             try:
                 text = extract(page)
-            except Exception:  # a peer that fails on a page has no text for it
+            except Exception:  # an extractor that fails on a page has no text for it
                 text, score.failed = "", score.failed + 1
             score.seconds += time.process_time() - before
             score.pages += 1

@@ -1,15 +1,16 @@
-"""The peer's side of `python -m benchmarks.rules parity`: datatrove's filters over texts, in datatrove's environment.
+"""datatrove's side of `python -m benchmarks.rules parity`: its filters over texts, in its own environment.
 
     python benchmarks/rules_datatrove.py TEXTS.jsonl FINEWEB-2-CLONE > PEER.jsonl
 
 TEXTS has one JSON object a line: `language` and `text`. English goes through the filters of datatrove's
 examples/fineweb.py, other languages through those of fineweb-2-pipeline.py with their own configuration. Writes one
-JSON string a line: the reason for the drop, "" for a text that passes, null where the language has no chain here.
+JSON string a line: the reason for the drop, "" for a text that passes, null where the language has no filters here.
 """
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 CONFIGS = {
     "de": "deu_Latn",
@@ -21,8 +22,8 @@ CONFIGS = {
 }
 
 
-def chain(language: str, clone: Path) -> list:
-    """The filters of a language, in their order."""
+def filters_of(language: str, clone: Path) -> list[Any]:
+    """The filters of a language, in order."""
     import yaml
     from datatrove.pipeline import filters as f
 
@@ -50,19 +51,21 @@ def chain(language: str, clone: Path) -> list:
 
 
 def main() -> None:
-    """Read, filter, print."""
+    """Read texts, filter them, print the reasons."""
     from datatrove.data import Document
 
-    chains, clone = {}, Path(sys.argv[2])
+    filters: dict[str, list[Any]] = {}
+    clone = Path(sys.argv[2])
     for line in Path(sys.argv[1]).read_text().splitlines():
         row = json.loads(line)
         language = row["language"]
         if language != "en" and language not in CONFIGS:
             print("null")
             continue
-        filters = chains.setdefault(language, chain(language, clone) if language not in chains else None)
+        if language not in filters:
+            filters[language] = filters_of(language, clone)
         document = Document(text=row["text"], id="")
-        results = (each.filter(document) for each in filters)
+        results = (each.filter(document) for each in filters[language])
         failed = next((result for result in results if result is not True), ("", ""))
         print(json.dumps(failed[1] if isinstance(failed, tuple) else "dropped"))
 
