@@ -30,9 +30,9 @@ MEANINGS = {
     "no_pages": "The file holds no page at all.",
     # url
     "not_a_web_address": "The URL is not http, https or ftp, or has no host, and the record is not HTML.",
-    "blocked_domain": "The domain is on the block list.",
-    "blocked_word": "A word of the URL is on the list of which one word drops a page.",
-    "suspect_words": "Two words of the URL are on the list of which two words drop a page.",
+    "blocked_domain": "The domain is in blocked_domains.",
+    "blocked_word": "A word of the URL is in blocked_words.",
+    "suspect_words": "Two words of the URL are in suspect_words.",
     # extraction
     "no_main_text": "Menus, links and notices, but no prose that could be the page's text.",
     "too_long": "The main text is longer than max_text_chars.",
