@@ -179,7 +179,7 @@ def judge(web: Web, found: Duplicates, least: float) -> dict[str, float]:
     return {
         "planted": len(planted),
         "clusters": len(np.unique(web.original(planted))),
-        "gone": len(pages),
+        "dropped": len(pages),
         "precision": float(right.mean()),
         "recall": float(right.sum() / len(planted)),
         "recall_without_addresses": float((~np.isin(web.original(pages), split)).sum() / whole.sum()),
@@ -219,8 +219,8 @@ def run_one(n_pages: int, memory: int, scratch: Path) -> dict:
         print(f"  {steps[-1]['cpu_seconds']:>8,.1f} s  {line}", file=sys.stderr, flush=True)
 
     pages, begun = Synthetic(paths, config, web), time.process_time()
-    gone = find_duplicates(pages, config, scratch / "work", log=log)
-    log(f"{len(gone.pages):,} pages gone")
+    found = find_duplicates(pages, config, scratch / "work", log=log)
+    log(f"{len(found.pages):,} pages dropped")
     cpu = time.process_time() - begun
     disk.done.set()
     return {
@@ -234,7 +234,7 @@ def run_one(n_pages: int, memory: int, scratch: Path) -> dict:
         "signatures_bytes": signed,
         "scratch_bytes": disk.peak,
         "steps": steps,
-        **judge(web, gone, config.jaccard),
+        **judge(web, found, config.jaccard),
     }
 
 

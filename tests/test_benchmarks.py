@@ -19,6 +19,13 @@ def test_a_benchmark_finds_what_it_measures(name, monkeypatch):
     assert callable(importlib.import_module(f"benchmarks.{name}").main)
 
 
+def test_the_corpus_benchmark_finds_the_steps_that_it_times(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks.corpus import STEPS
+
+    assert all(callable(getattr(module, name)) for _, module, name in STEPS)
+
+
 @pytest.mark.parametrize("name", TOOLS)
 def test_a_tool_finds_what_it_writes(name, monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
