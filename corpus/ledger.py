@@ -1,13 +1,11 @@
 """The ledger: one row for every record of a crawl, with its outcome, the reason, and the threshold that decided.
 
-Also the schema of the documents, the check that no record is lost, and the look-up of a URL's rows.
+Also the schema of the documents, and the check that no record is lost. Rows of a URL are found by ledger_search.py.
 """
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +14,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from core.errors import MissingError, RunError
-from corpus.urls import canonical_url, host_of
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
@@ -63,8 +60,6 @@ DOCUMENT_SCHEMA = pa.schema(
     ]
 )
 
-MANY_HOSTS = 10_000
-
 
 class ConservationError(RunError):
     """The records of a crawl are not kept + dropped + failed."""
@@ -91,7 +86,8 @@ def _folders(folders: Path | str | Sequence[Path | str]) -> list[Path]:
     return [Path(folder) for folder in many]
 
 
-def _parts(folders: Path | str | Sequence[Path | str], kind: str) -> list[str]:
+def part_files(folders: Path | str | Sequence[Path | str], kind: str) -> list[str]:
+    """The Parquet files of one kind ("ledger", "documents") of cleaned corpora, in order. Raises MissingError."""
     parts: list[str] = []
     for folder in _folders(folders):
         inner = folder / kind
@@ -108,101 +104,19 @@ def ledger_dataset(folders: Path | str | Sequence[Path | str]) -> ds.Dataset:
     """The ledgers of one or several cleaned corpora as one dataset, nothing read yet."""
     import pyarrow.dataset as ds  # loads pandas, a third of a second: only where it is needed
 
-    return ds.dataset(_parts(folders, "ledger"), schema=LEDGER_SCHEMA, format="parquet")
+    return ds.dataset(part_files(folders, "ledger"), schema=LEDGER_SCHEMA, format="parquet")
 
 
 def document_dataset(folders: Path | str | Sequence[Path | str]) -> ds.Dataset:
     """The documents of one or several cleaned corpora as one dataset, nothing read yet."""
     import pyarrow.dataset as ds
 
-    return ds.dataset(_parts(folders, "documents"), schema=DOCUMENT_SCHEMA, format="parquet")
+    return ds.dataset(part_files(folders, "documents"), schema=DOCUMENT_SCHEMA, format="parquet")
 
 
 def read_ledger(folder: Path | str) -> pa.Table:
     """All rows of a cleaned corpus' ledger, in the order of files and records."""
     return ledger_dataset(folder).to_table()
-
-
-def find_rows(
-    folders: Path | str | Sequence[Path | str], column: str, wanted: Iterable[str], kind: str = "ledger"
-) -> list[dict[str, Any]]:
-    """The rows whose `column` is one of `wanted`, in the order of files and records.
-
-    Reads that one column, file by file in threads, and the other columns only of the row groups with a hit: a
-    processor second for 4 million rows (docs/corpus-report.md).
-    """
-    from concurrent.futures import ThreadPoolExecutor
-
-    values = _strings(sorted(set(wanted)))
-
-    def search(part: str) -> list[dict[str, Any]]:
-        found = []
-        with pq.ParquetFile(part) as file:
-            for group in range(file.num_row_groups):
-                hits = pc.is_in(file.read_row_group(group, [column], False)[column], value_set=values)
-                if pc.any(hits).as_py():
-                    found += file.read_row_group(group).filter(hits).to_pylist()
-        return found
-
-    with ThreadPoolExecutor() as pool:
-        return [row for rows in pool.map(search, _parts(folders, kind)) for row in rows]
-
-
-def _strings(words: Sequence[str]) -> pa.StringArray:
-    """As pa.array, which loads pandas first: a quarter of a second."""
-    coded = [word.encode() for word in words]
-    offsets = array("i", accumulate(map(len, coded), initial=0))
-    return pa.StringArray.from_buffers(len(coded), pa.py_buffer(offsets), pa.py_buffer(b"".join(coded)))
-
-
-def rows_for_url(folders: Path | str | Sequence[Path | str], url: str) -> list[dict[str, Any]]:
-    """The ledger's rows of a URL, of a record id (urn:…), or of a whole host when given a bare host name.
-
-    A URL that is not in the ledger as written is compared without scheme, 'www.', last slash and tracking fields.
-    """
-    key = url.strip().strip("<>")
-    if key.startswith("urn:"):
-        return find_rows(folders, "record_id", [key])
-    if is_host(key):
-        return find_rows(folders, "host", [key.lower()])
-    rows = find_rows(folders, "url", [key])
-    return rows or [row for row in _same_host(folders, key) if _loose_form(row["url"]) == _loose_form(key)]
-
-
-def near_urls(folders: Path | str | Sequence[Path | str], url: str, most: int = 5) -> list[str]:
-    """Suggestions for a URL that is not in the ledger: similar URLs of its host, or similar hosts."""
-    from difflib import get_close_matches
-
-    key = url.strip()
-    pages = sorted({row["url"] for row in _same_host(folders, key)})
-    if pages:
-        return get_close_matches(key, pages, most, cutoff=0.3) or pages[:most]
-    columns = (pq.read_table(part, columns=["host"])["host"] for part in _parts(folders, "ledger"))
-    hosts = sorted({host for column in columns for host in pc.unique(column).to_pylist() if host})
-    wanted = _host(key)
-    if len(hosts) > MANY_HOSTS:  # comparing all would take a minute for each million
-        hosts = [host for host in hosts if host[:6] == wanted[:6]][:MANY_HOSTS]
-    return get_close_matches(wanted, hosts, most, cutoff=0.7)
-
-
-def is_host(text: str) -> bool:
-    """Whether this is a bare host name and not a URL."""
-    return "/" not in text and ":" not in text
-
-
-def _host(url: str) -> str:
-    return host_of(url if "://" in url else f"//{url}")
-
-
-def _loose_form(url: str) -> str:
-    return (
-        canonical_url(url if "://" in url else f"//{url}").removeprefix("//").removeprefix("www.").rstrip("/")
-    )
-
-
-def _same_host(folders: Path | str | Sequence[Path | str], url: str) -> list[dict[str, Any]]:
-    host = _host(url).removeprefix("www.")
-    return find_rows(folders, "host", [host, f"www.{host}"]) if host else []
 
 
 def check_conservation(folder: Path | str, records: int | None = None) -> dict[str, int]:

@@ -26,7 +26,7 @@ def why(root: Path, url: str) -> list[dict[str, Any]]:
     rule in words), `duplicate_url` (the URL of the kept page), and for a kept page `document`: its language, score,
     bytes and sha256. Raises WorkspaceError if no cleaned corpus stands here, for then "not found" would mean nothing.
     """
-    from corpus.ledger import rows_for_url
+    from corpus.ledger_search import rows_for_url
 
     rows, corpora = [], _corpora(root)
     for folder, version in corpora:
@@ -38,7 +38,7 @@ def why(root: Path, url: str) -> list[dict[str, Any]]:
 
 def _as_trained(rows: list[dict[str, Any]], training_set: Path) -> list[dict[str, Any]]:
     """The rows, those of documents that the training set leaves out as its own ledger has them."""
-    from corpus.ledger import find_rows
+    from corpus.ledger_search import find_rows
 
     if not rows or not any((training_set / "ledger").glob("*.parquet")):
         return rows
@@ -49,7 +49,7 @@ def _as_trained(rows: list[dict[str, Any]], training_set: Path) -> list[dict[str
 
 def nearest(root: Path, url: str) -> list[str]:
     """URLs of the same host, or hosts of a like name, for somebody whose URL was not found."""
-    from corpus.ledger import near_urls
+    from corpus.ledger_search import near_urls
 
     return near_urls([folder for folder, _ in _corpora(root)], url)
 
@@ -95,7 +95,7 @@ def print_rows(
 
 def _explained(rows: list[dict[str, Any]], folders: dict[str, Path]) -> list[dict[str, Any]]:
     """Add what only other files know: the rule's meaning, the document, the page that was kept instead."""
-    from corpus.ledger import find_rows
+    from corpus.ledger_search import find_rows
     from corpus.rules.meaning import meaning
 
     kept, twins = {}, {}

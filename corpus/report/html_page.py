@@ -15,6 +15,7 @@ from typing import Any
 
 from core.files import write_atomically
 from corpus import ledger
+from corpus.ledger_search import find_rows
 from corpus.report import charts, summary
 from corpus.report.samples import PER_RULE, Drawn, draw, measured, read_texts, sources_of
 from corpus.rules.meaning import YES_OR_NO, meaning, number
@@ -243,9 +244,7 @@ def _sample(row: Mapping[str, Any], text: str, note: str, originals: Mapping[str
 def _kept(folder: Path, drawn: Drawn) -> list[dict[str, Any]]:
     """The details of the kept pages that were drawn."""
     ids = [row["record_id"] for row in drawn.rows]
-    found = (
-        {d["record_id"]: d for d in ledger.find_rows(folder, "record_id", ids, "documents")} if ids else {}
-    )
+    found = {d["record_id"]: d for d in find_rows(folder, "record_id", ids, "documents")} if ids else {}
     return [
         {
             "url": _cut(d["url"], MAX_URL),
@@ -280,5 +279,5 @@ def _cut(text: str, most: int) -> str:
 def _originals(folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """URL of each kept page that one of the rows is a copy of, as far as it is in this corpus."""
     wanted = {row["duplicate_of"] for row in rows if row["duplicate_of"]}
-    found = ledger.find_rows(folder, "record_id", wanted) if wanted else []
+    found = find_rows(folder, "record_id", wanted) if wanted else []
     return {row["record_id"]: row["url"] for row in found}

@@ -23,9 +23,9 @@ from corpus.ledger import (
     ConservationError,
     check_conservation,
     read_ledger,
-    rows_for_url,
     write_parquet,
 )
+from corpus.ledger_search import rows_for_url
 from corpus.sample_web.build import build_sample
 from corpus.sample_web.texts import load_texts
 from corpus.warc_writer import WarcWriter
