@@ -138,16 +138,17 @@ class _Part:
 
     def decide_candidates(self) -> None:
         """Drop a candidate, with its reason in its row, or add it to the documents."""
-        trimmed = self._trimmed()
+        all_trimmed = self._trimmed()
         for number, document in enumerate(self.candidates):
             row, n_words = self.rows[document.pop("row")], document.pop("n_words")
             row["quality"] = document.pop("quality")
             if number in self.duplicates:
-                _drop(
-                    row, "dedup", {"detail": document["language"]} | self.duplicates[number].ledger_columns()
-                )
-            elif not self._below_cutoff(row, document):
-                self._add(number, row, document, n_words, next(trimmed))
+                reason = {"detail": document["language"]} | self.duplicates[number].ledger_columns()
+                _drop(row, "dedup", reason)
+                continue
+            trimmed = next(all_trimmed)  # of this candidate, whether the classifier drops it or not
+            if not self._below_cutoff(row, document):
+                self._add(number, row, document, n_words, trimmed)
 
     def _trimmed(self) -> Iterator[Trimmed]:
         """The candidates that are no duplicates, without what the crawl repeats."""

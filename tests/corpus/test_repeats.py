@@ -3,11 +3,13 @@
 import random
 from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from test_across import CONFIG, prose, write
 
+from corpus.classifier import BUCKETS, Classifier, features
 from corpus.clean import CleanConfig, clean_crawl
 from corpus.dedup.repeats import find_repeats, remove_repeats
 from corpus.ledger import check_conservation, document_dataset, read_ledger
@@ -90,3 +92,37 @@ def test_a_crawl_says_how_much_of_a_document_went_and_drops_what_is_left_empty(t
     left = document_dataset(tmp_path / "out").to_table().to_pylist()
     assert {row["record_id"] for row in left} == {"urn:a", "urn:b", "urn:d"}
     assert all(row["n_bytes"] == len(row["text"].encode()) for row in left)
+
+
+ENGLISH = (
+    "the old mill stands at bend of river and road from village meets it there while farmers bring grain every autumn "
+    "because water turns great wheel until evening when children walk home along quiet fields with lamps"
+)
+
+
+def test_a_document_keeps_its_own_text_where_the_classifier_drops_one_before_it(tmp_path):
+    rng, english = random.Random(5), ENGLISH.split()
+    shared = [rng.choice(english) for _ in range(100)]
+    worst, *better = ([rng.choice(english) for _ in range(90)] for _ in range(4))
+    texts = [worst, *(words + shared for words in better)]
+    pages = [(f"urn:{n}", f"http://a.example/{n}", words) for n, words in enumerate(texts)]
+    weights = np.zeros(BUCKETS, dtype=np.float32)
+    weights[features(" ".join(shared))] = 0.01
+    Classifier(weights, 0.0, ("en",)).save(tmp_path / "model.safetensors")
+    config = replace(
+        CONFIG,
+        languages=("en",),
+        dedup_substrings=50,
+        quality_model=str(tmp_path / "model.safetensors"),
+        quality_keep=0.75,
+    )
+    files = write(tmp_path / "a.warc.gz", pages)
+    clean_crawl(files, tmp_path / "out", tmp_path / "work", config, workers=0)
+    rows = {row["record_id"]: row for row in read_ledger(tmp_path / "out").to_pylist()}
+    assert rows["urn:0"]["rule"] == "quality_classifier" and rows["urn:2"]["rule"] == "repeats_removed"
+    left = {
+        row["record_id"]: row["text"] for row in document_dataset(tmp_path / "out").to_table().to_pylist()
+    }
+    assert set(left) == {"urn:1", "urn:2", "urn:3"}
+    for number, words in enumerate(better, 1):
+        assert left[f"urn:{number}"].lower().replace(".", "").split()[:60] == words[:60]
