@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from core.errors import DataError
+
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -57,14 +59,19 @@ def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON lines file without a last line that a killed process has not finished; none without a file.
 
-    Raises ValueError for a finished line that is no JSON.
+    Raises DataError for a finished line that is no JSON.
     """
     rows: list[dict[str, Any]] = []
     if path.is_file():
-        for line in path.read_bytes().splitlines(keepends=True):
+        for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
             if not line.endswith(b"\n"):
                 break
-            rows.append(json.loads(line))
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise DataError(
+                    f"{path}, line {number}, is damaged ({error}). Restore or remove the file."
+                ) from error
     return rows
 
 

@@ -1,7 +1,7 @@
 """Parse an HTTP response as a crawler stored it: status, content type, charset, and the unpacked body.
 
-Notable: lenient where crawls are known to be loose (headers that say chunked or gzip over a body that is neither, no
-status text, bare line feeds), strict about size: no body grows beyond `limit` bytes, however it is packed.
+Notable: lenient where stored responses are often malformed (headers that say chunked or gzip for a body that is
+neither, no status text, bare line feeds), strict about size: no body grows beyond `limit` bytes, however it is packed.
 Source: RFC 9110 and 9112.
 """
 
@@ -175,7 +175,7 @@ def _deflate(body: bytes, limit: int) -> bytes:
 
 
 def _brotli(body: bytes, limit: int) -> bytes:
-    """By FastWARC's reader, which tells a body that is cut short and ignores bytes after it: docs/dependencies.md."""
+    """By FastWARC's reader, which reports a body that is cut short and ignores bytes after it: docs/dependencies.md."""
     from fastwarc.stream_io import BrotliReader
 
     try:

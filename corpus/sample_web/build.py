@@ -63,7 +63,7 @@ def _write_files(out: Path, records: list[SampleRecord], files: int, source: str
 
 
 def _write_truth(path: Path, records: list[SampleRecord], source: str, pages: int, seed: int) -> None:
-    """One row a record, in file order; the text's source and the arguments stand in the schema's metadata."""
+    """One row a record, in file order; the text's source and the arguments are in the schema's metadata."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

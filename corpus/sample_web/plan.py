@@ -58,7 +58,7 @@ def plan(pages: int, texts: Texts) -> dict[str, int]:
 
 
 def teaches(article: Article) -> bool:
-    """Whether an article's first sentence defines its title shortly, in plain ASCII, and it has 60 to 90 words."""
+    """Whether an article's first sentence briefly defines its title, and the text is ASCII of 60 to 90 words."""
     first = sentences(article.text.replace("\n", " "))[0]
     tokens = re.findall(r"[\w'-]+|[^\w\s]", article.text)
     return (

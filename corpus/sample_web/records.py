@@ -160,7 +160,7 @@ class _RecordMaker:
 
     def _mirror(self, number: int) -> None:
         last = self.records[-1]
-        again = last.kind == "mirror" and number % 5 == 4  # every fifth text stands in three places
+        again = last.kind == "mirror" and number % 5 == 4  # so that some texts are in three places
         original = (last.duplicate_of if again else None) or self._original()
         assert original.article is not None
         hosts = {original.url.split("/")[2], last.url.split("/")[2]}

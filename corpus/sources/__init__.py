@@ -1,1 +1,1 @@
-"""Where a crawl comes from: one file a source. `corpus.crawl` chooses among them and writes the manifest."""
+"""Where a crawl comes from: one file a source. `corpus.crawl_spec` lists them, `corpus.crawl` builds from one."""

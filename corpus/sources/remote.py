@@ -1,7 +1,7 @@
 """Ask for a range of bytes of a file behind a URL: over HTTP(S), or from an object store through fsspec.
 
-Notable: a response says where in the file its body begins, how long the file is and by which validator (ETag, else
-Last-Modified) its server tells this version of it from others; bodies are never decompressed on the way.
+Notable: a response says where in the file its body begins, how long the file is and the validator (ETag, else
+Last-Modified) by which its server distinguishes versions of it; bodies are never decompressed on the way.
 
     PermanentFetchError    (for the user) a file that could not be fetched; the crawl fails or lists it
     HttpStatusError        the server answered with an error status: final, or a reason to slow down
