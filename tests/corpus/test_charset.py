@@ -1,4 +1,4 @@
-"""Bytes are read as a browser reads them: sources in their order, labels as the standard means them."""
+"""Pages are decoded as a browser decodes them: the same order of sources, labels as the standard defines them."""
 
 import pytest
 
@@ -10,7 +10,7 @@ GREEK = "Η πρώτη ιδέα ήταν καλή και όμορφη. " * 5
 POLISH = "Zażółć gęślą jaźń, dziś jest ładna pogoda. " * 5
 SIMPLE, TRADITIONAL = "今天天气很好，我们去公园散步吧。" * 5, "今天天氣很好，我們去公園散步吧。" * 5
 JAPANESE = "今日は天気がいいので①番の公園へ行きましょう。" * 5
-PAGES = {  # label on the web: (the codec that a browser takes, a text)
+PAGES = {  # label: (the codec that a browser uses, a text)
     "utf-8": ("utf-8", RUSSIAN),
     "UTF8 ": ("utf-8", RUSSIAN),
     "iso-8859-1": ("cp1252", WEST),
@@ -32,7 +32,7 @@ PAGES = {  # label on the web: (the codec that a browser takes, a text)
     "iso-8859-11": ("cp874", "วันนี้อากาศดีมาก เราไปสวน “สาธารณะ” กัน "),
     "windows-1255": ("cp1255", "היום מזג האוויר יפה מאוד "),
     "windows-1256": ("cp1256", "الطقس جميل اليوم ونحن نذهب الى الحديقة "),
-    "gb2312": ("gb18030", SIMPLE + "镕 €"),  # signs that GB 2312 itself lacks
+    "gb2312": ("gb18030", SIMPLE + "镕 €"),  # characters that GB 2312 itself lacks
     "gbk": ("gb18030", SIMPLE + TRADITIONAL + "𠀀"),
     "big5": ("big5hkscs", TRADITIONAL + "嘅"),
     "shift_jis": ("cp932", JAPANESE),
@@ -45,7 +45,7 @@ PAGES = {  # label on the web: (the codec that a browser takes, a text)
 
 
 @pytest.mark.parametrize("label", PAGES)
-def test_a_label_means_what_a_browser_takes_it_for(label):
+def test_a_label_selects_the_codec_that_a_browser_uses(label):
     codec, text = PAGES[label]
     body = f"<p>{text}</p>".encode(codec)
     assert decode(body, label) == f"<p>{text}</p>"
@@ -62,7 +62,7 @@ def test_an_undeclared_encoding_is_guessed_by_content(label):
 
 
 SAID = "<p>Zürich – café"
-SOURCES = {  # what is told by what: (bytes, HTTP charset)
+SOURCES = {  # where the encoding is declared: (bytes, HTTP charset)
     "mark before header": (f"\ufeff{SAID}".encode("utf-16-le"), "utf-8"),
     "mark alone": (f"\ufeff{SAID}".encode("utf-16-be"), None),
     "mark before both": (f"\ufeff<meta charset=latin1>{SAID}".encode(), "latin1"),
@@ -86,17 +86,17 @@ SOURCES = {  # what is told by what: (bytes, HTTP charset)
 
 
 @pytest.mark.parametrize("case", SOURCES)
-def test_the_sources_are_asked_in_a_browsers_order(case):
+def test_the_sources_are_tried_in_a_browsers_order(case):
     assert SAID in decode(*SOURCES[case])
 
 
-def test_a_declaration_that_the_bytes_refute_is_not_believed():
+def test_a_declaration_that_the_bytes_contradict_is_ignored():
     page = "<meta charset=utf-8><p>" + RUSSIAN
     assert "Привет" in decode(page.encode("cp1251"), "utf-8")
     assert "天气" in decode(f"<meta charset=gbk><p>{SIMPLE}".encode())
 
 
-def test_one_bad_byte_costs_one_sign():
+def test_one_bad_byte_costs_one_character():
     assert decode(b"<p>" + "é".encode() * 500 + b"\xff", "utf-8").count("\ufffd") == 1
 
 

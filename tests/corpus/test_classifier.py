@@ -1,4 +1,4 @@
-"""A classifier learns what its examples have in common, and the best share of each language stays."""
+"""A classifier learns what its examples have in common, and the best share of each language is kept."""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ def model(corpus):
     return folder / "model.safetensors", report
 
 
-def test_the_model_tells_the_sea_from_the_manual_and_says_how_well(model, corpus):
+def test_the_model_separates_the_sea_from_the_manual_and_reports_how_well(model, corpus):
     path, report = model
     assert report["positives"] == {"en": 60}
     assert report["held_out"]["auc"] > 0.99 and report["held_out"]["positives"] == 6
@@ -77,7 +77,7 @@ def test_features_are_words_and_pairs_without_digits_signs_or_placeholders():
     assert max(features("ein paar Wörter, ещё слова και λέξεις")) < BUCKETS
 
 
-def test_the_best_share_of_each_language_stays_and_ties_with_it():
+def test_the_best_share_of_each_language_is_kept_with_all_ties():
     scores, languages = [0.1, 0.2, 0.3, 0.4, 0.5, 0.9, 0.9, 0.9], ["en"] * 5 + ["de"] * 3
     cuts = Cuts.over(scores, languages, 0.4)
     assert cuts == Cuts.over(scores[::-1], languages[::-1], 0.4)
@@ -86,7 +86,7 @@ def test_the_best_share_of_each_language_stays_and_ties_with_it():
     assert cuts.below(None, "en") is None and cuts.below(0.0, "fr") is None
 
 
-def test_a_crawl_keeps_the_share_asked_for_with_every_score_in_the_ledger(model, corpus, tmp_path):
+def test_a_crawl_keeps_the_configured_share_with_every_score_in_the_ledger(model, corpus, tmp_path):
     folder, files = corpus
     config = CleanConfig(quality_model=str(model[0]), quality_keep=0.25)
     stats = clean_crawl(files, tmp_path / "out", tmp_path / "work", config, workers=0)
@@ -117,7 +117,7 @@ def test_another_model_in_the_same_place_changes_the_settings_and_the_result(mod
     assert documents.equals(pq.read_table(folder / "plain" / "documents"))  # all are ties at the cut
 
 
-def test_what_is_no_model_and_no_example_is_said_plainly(tmp_path, corpus):
+def test_bad_models_and_examples_give_clear_errors(tmp_path, corpus):
     folder, files = corpus
     (tmp_path / "bad.safetensors").write_bytes(b"not a model")
     for path, sentence in (("bad.safetensors", "cannot be read"), ("none.safetensors", "cannot be read")):
@@ -140,6 +140,6 @@ def test_training_without_its_libraries_names_the_extra(monkeypatch, tmp_path):
         train([], [], tmp_path / "m.safetensors")
 
 
-def test_hashing_is_that_of_every_machine():
+def test_hashing_is_the_same_on_every_machine():
     digest = hashlib.sha256(features("The quick brown fox, ещё λέξεις 水").tobytes()).hexdigest()
     assert digest[:16] == "5b01ca874b1c8308"

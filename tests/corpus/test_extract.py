@@ -1,4 +1,4 @@
-"""Main text out of pages: decoding, boilerplate, titles, real pages against a reference."""
+"""Main-text extraction: boilerplate, titles, malformed pages, real pages against a reference."""
 
 import gzip
 import json
@@ -24,7 +24,7 @@ PAGE = f"""<!doctype html><html><head><title>Site – Mill</title><script>var x 
 <footer>© 2026 Site. All rights reserved.</footer></body></html>"""
 
 
-def test_the_main_text_comes_out_with_its_title_first_and_nothing_around_it():
+def test_the_main_text_is_extracted_with_its_title_first_and_without_boilerplate():
     lines = extract_text(PAGE.encode()).split("\n")
     assert lines[0] == "The Old Mill" and len(lines) == 3
     assert lines[2].endswith("It was built in 1790.")
@@ -41,18 +41,18 @@ def test_any_bytes_give_a_text():
         assert isinstance(extract_text(data), str)
 
 
-def test_markup_signs_in_the_text_survive():
+def test_escaped_markup_in_the_text_is_kept():
     page = f"<main><h1>A &lt; B</h1><p>{PARAGRAPH} Use &lt;b&gt; &amp; go on.</p></main>"
     text = extract_text(page.encode())
     assert text.startswith("A < B\n") and text.endswith("Use <b> & go on.")
 
 
-def test_plain_text_goes_the_same_way():
+def test_boilerplate_of_plain_text_is_dropped():
     page = plain_text(("Home\nAbout\nLogin\n" + (PARAGRAPH + "\n") * 3 + "© 2026\nHome\n").encode())
     assert page.text.split("\n") == [PARAGRAPH.strip()] * 3 and page.title is None
 
 
-def test_the_faithful_profile_is_trafilatura_as_fineweb_calls_it_and_knows_no_order():
+def test_the_faithful_profile_is_trafilatura_as_fineweb_calls_it_and_does_not_depend_on_order():
     from trafilatura import extract
 
     pages = [
@@ -66,7 +66,7 @@ def test_the_faithful_profile_is_trafilatura_as_fineweb_calls_it_and_knows_no_or
     assert extract_text(b"", profile="faithful") == extract_text(b"\x00<", profile="faithful") == ""
 
 
-def test_the_faithful_profile_reads_pages_laid_out_as_tables_in_lines_without_bars():
+def test_the_faithful_profile_writes_layout_tables_as_lines_without_bars():
     cells = "".join(
         f"<tr><td><p>{PARAGRAPH} Number {n} of them.</p></td><td>&nbsp;</td></tr>" for n in range(4)
     )
@@ -75,7 +75,7 @@ def test_the_faithful_profile_reads_pages_laid_out_as_tables_in_lines_without_ba
     assert "|" not in text and len(text.split("\n")) == 4 and "Number 3" in text
 
 
-def test_an_unknown_profile_is_refused_with_the_ones_there_are():
+def test_an_unknown_profile_is_refused_with_a_list_of_the_known_ones():
     with pytest.raises(ValueError, match="fast, faithful"):
         extract_text(b"<p>x", profile="best")
     with pytest.raises(ValueError, match="fast, faithful"):
@@ -122,7 +122,7 @@ ARTICLE = f"""<!doctype html><html><head><title>The Old Mill | Site</title></hea
         "reserved",
     ],
 )
-def test_what_stands_around_an_article_goes(furniture):
+def test_boilerplate_around_an_article_is_dropped(furniture):
     assert furniture not in extract_text(ARTICLE.encode())
 
 
@@ -130,17 +130,17 @@ def test_what_stands_around_an_article_goes(furniture):
     "part",
     ["How it was built", "built in 1790.", "Four pairs of stones", "“No mill", "The miller's sum"],
 )
-def test_headings_lists_and_quotes_inside_an_article_stay(part):
+def test_headings_lists_and_quotes_inside_an_article_are_kept(part):
     assert part in extract_text(ARTICLE.encode())
 
 
-def test_a_table_of_data_stays_a_row_a_line_and_code_keeps_its_shape():
+def test_a_data_table_gives_a_row_a_line_and_code_keeps_its_layout():
     text = extract_text(ARTICLE.encode())
     assert "\n1800 | 120\n1850 | 310\n" in text
     assert "\ndef flour(grain):\n    return 0.75 * grain\n" in text
 
 
-def test_tags_that_nobody_closed_cost_no_text():
+def test_unclosed_tags_lose_no_text():
     page = ARTICLE
     for tag in ("</p>", "</li>", "</td>", "</tr>", "</ul>", "</article>", "</body>", "</html>"):
         page = page.replace(tag, "")
@@ -149,14 +149,14 @@ def test_tags_that_nobody_closed_cost_no_text():
     assert "Home" not in text and "Bridges" not in text
 
 
-def test_a_page_laid_out_with_tables_is_read():
+def test_a_page_with_a_layout_table_is_read():
     menu = "".join(f"<tr><td><a href=/{n}>Chapter {n}</a></td></tr>" for n in range(20))
     body = "".join(f"<p>{PARAGRAPH}Part {n}.</p>" for n in range(5))
     page = f"<table><tr><td width=150><table>{menu}</table></td><td><h1>Mills</h1>{body}</td></tr></table>"
     assert extract_text(page.encode()).split("\n") == ["Mills", *(f"{PARAGRAPH}Part {n}." for n in range(5))]
 
 
-def test_what_is_no_page_gives_its_text_or_nothing():
+def test_input_that_is_not_html_gives_its_text_or_nothing():
     assert extract_text(b"") == extract_text(b"   \n") == extract_text(b"%PDF-1.4\n\x00\x01") == ""
     assert extract_text(b'{"a": [1, 2, 3]}') == ""
     assert PARAGRAPH.strip() in extract_text((PARAGRAPH * 5).encode())
@@ -171,8 +171,8 @@ def test_deep_nesting_and_huge_pages_are_read():
     assert extract_text(many.encode()).count(PARAGRAPH.strip()) > 5900
 
 
-def test_trees_judge_lines_one_by_one():
-    """The fast judgement of all lines at once against the plain meaning of the trees."""
+def test_scores_of_all_lines_equal_the_trees_applied_line_by_line():
+    """The vectorised scores against a plain evaluation of the trees."""
     page = Page(ARTICLE)
     _, table = prose.features(page)
     expected = []

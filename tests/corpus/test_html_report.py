@@ -1,4 +1,4 @@
-"""The HTML report: whole, harmless, the same each time, and true to the ledger."""
+"""The HTML report: complete, harmless, deterministic, and consistent with the ledger."""
 
 import re
 from html.parser import HTMLParser
@@ -37,7 +37,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def crawl(tmp_path_factory) -> dict[str, Path]:
-    """40 pages: good ones, copies, too short ones, German ones, and some that would like to run a script."""
+    """40 pages: good ones, copies, too short ones, German ones, and some with a script."""
     path = tmp_path_factory.mktemp("crawl") / "pages.warc.gz"
     with WarcWriter(path) as writer:
         for number in range(40):
@@ -78,7 +78,7 @@ def html(cleaned, crawl) -> str:
     return render(cleaned, crawl)
 
 
-def test_the_report_runs_nothing_and_asks_nobody(html):
+def test_the_report_has_no_script_and_loads_nothing(html):
     page = Page(html)
     tags = {tag for tag, _ in page.tags}
     assert not tags & {"script", "img", "iframe", "object", "embed", "link", "form", "base", "video"}
@@ -90,7 +90,7 @@ def test_the_report_runs_nothing_and_asks_nobody(html):
     assert not re.search(r"url\(|@import", html)
 
 
-def test_strange_pages_are_shown_as_text(html):
+def test_untrusted_pages_are_shown_as_text(html):
     page = Page(html)
     said = "".join(page.said)
     assert EVIL in said and "https://evil.example/3?q=<script>" in said
@@ -109,7 +109,7 @@ def test_every_rule_of_the_ledger_shows_its_pages_with_value_and_reason(html, cl
     assert f"kept in its place: {twin}" in said
 
 
-def test_links_inside_the_page_lead_somewhere(html):
+def test_links_inside_the_report_have_targets(html):
     tags = Page(html).tags
     places = {found["id"] for _, found in tags if "id" in found}
     links = {found["href"][1:] for tag, found in tags if tag == "a"}
@@ -120,18 +120,18 @@ def test_personal_data_of_dropped_pages_is_not_shown(html):
     assert "ann@firm.com" not in html and "&lt;email&gt;" in html
 
 
-def test_the_report_is_the_same_each_time_and_names_no_place_of_this_machine(html, cleaned, crawl, tmp_path):
+def test_the_report_is_deterministic_and_names_no_path_of_this_machine(html, cleaned, crawl, tmp_path):
     again = write_report(cleaned, crawl, tmp_path / "reports" / "toy.html")
     assert again.read_text() == html
     assert str(tmp_path.parent) not in html and str(Path.home()) not in html
     assert [path.name for path in again.parent.iterdir()] == ["toy.html"]
 
 
-def test_without_the_crawl_the_report_says_that_its_files_are_not_here(cleaned):
+def test_without_the_crawl_the_report_notes_that_its_files_are_missing(cleaned):
     assert "not in a file that is here" in render(cleaned, {})
 
 
-def test_a_page_that_kills_the_reader_costs_only_itself(crawl, cleaned, monkeypatch, tmp_path):
+def test_a_page_that_crashes_the_parser_loses_only_its_own_text(crawl, cleaned, monkeypatch, tmp_path):
     rows = [row for found in draw(cleaned)[0] for row in found.rows][:6]
     whole = read_texts(rows, crawl, 300)
     broken = (Path(samples.__file__).parent / "samples.py").read_text()

@@ -15,7 +15,7 @@ from corpus.language import first_look, identify, model_path
         ("房子坐落在河边的山上，多年来没有人住在那里。", "zh"),
     ],
 )
-def test_plain_sentences_are_known(text, language):
+def test_plain_sentences_are_identified(text, language):
     found, score = identify(text)
     assert found == language and score > 0.65
 
@@ -28,7 +28,7 @@ def test_the_model_is_the_one_that_the_installed_package_ships():
     assert model_path().name == "lid.176.ftz"
 
 
-def test_daniel_pages_are_labelled_as_their_editors_did(shared_data):
+def test_daniel_pages_are_labelled_as_their_annotators_did(shared_data):
     import gzip
     import json
 
@@ -39,8 +39,8 @@ def test_daniel_pages_are_labelled_as_their_editors_did(shared_data):
     assert right / len(labelled) > 0.995
 
 
-def test_the_first_look_at_raw_pages_drops_hardly_any_that_the_slow_way_keeps(shared_data):
-    """Half of the real pages; the four that are wanted and whose paragraphs say otherwise are mixtures."""
+def test_the_first_look_at_raw_pages_drops_hardly_any_that_full_extraction_keeps(shared_data):
+    """On half of the real pages; the four wanted ones with paragraphs in another language are of mixed language."""
     from corpus.extraction.extract import extract_page
     from corpus.warc import read_records
 
@@ -56,7 +56,7 @@ def test_the_first_look_at_raw_pages_drops_hardly_any_that_the_slow_way_keeps(sh
     assert dropped > 1000 and wrong <= dropped / 1000
 
 
-def test_the_first_look_is_silent_about_pages_that_say_little():
+def test_the_first_look_makes_no_guess_on_pages_with_little_text():
     assert first_look(b"<p>Ein Satz allein, auch wenn er recht lang geworden ist, sagt zu wenig.</p>") == (
         "und",
         0.0,

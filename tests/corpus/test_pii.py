@@ -1,4 +1,4 @@
-"""Personal data out, everything else untouched."""
+"""Personal data is replaced, everything else is unchanged."""
 
 import pytest
 
@@ -35,11 +35,11 @@ def test_addresses_become_placeholders(text, clean):
         "std::vector and C++::x",
     ],
 )
-def test_what_is_nobodys_address_stays(text):
+def test_what_is_not_a_personal_address_is_unchanged(text):
     assert replace_pii(text) == text
 
 
-# Numbers of the ranges that regulators keep for fiction, and of banks and issuers' test ranges.
+# Numbers from the ranges that regulators reserve for fiction, and from banks' and issuers' test ranges.
 @pytest.mark.parametrize(
     ("language", "host", "text", "clean"),
     [
@@ -65,7 +65,7 @@ def test_what_is_nobodys_address_stays(text):
         ("", "", "Visa 4111111111111111", "Visa <card>"),
     ],
 )
-def test_numbers_of_people_become_placeholders(language, host, text, clean):
+def test_personal_numbers_become_placeholders(language, host, text, clean):
     assert replace_pii(text, language=language, host=host) == clean
 
 
@@ -88,12 +88,12 @@ def test_numbers_of_people_become_placeholders(language, host, text, clean):
     ],
 )
 @pytest.mark.parametrize("language", ["en", "de", "fr", "zh"])
-def test_numbers_of_nobody_stay(text, language):
+def test_other_numbers_are_unchanged(text, language):
     assert replace_pii(text, language=language) == text
 
 
 def test_check_digits_are_checked():
-    """Every single wrong digit is noticed, as ISO 7064 and Luhn promise."""
+    """Every single wrong digit is detected, as ISO 7064 and Luhn's check guarantee."""
     for valid, check in (("GB33BUKB20201555555555", is_iban), ("4111111111111111", is_card)):
         assert check(valid)
         for at, digit in enumerate(valid):
@@ -101,7 +101,7 @@ def test_check_digits_are_checked():
                 assert not any(check(valid[:at] + d + valid[at + 1 :]) for d in "0123456789" if d != digit)
 
 
-def test_only_the_kinds_asked_for_are_replaced():
+def test_only_the_configured_kinds_are_replaced():
     text = "ann@a.org 8.8.8.8 +49 30 23125123"
     assert replace_pii(text, kinds=("ip",)) == "ann@a.org <ip> +49 30 23125123"
     assert replace_pii(text, kinds=()) == text
@@ -109,7 +109,7 @@ def test_only_the_kinds_asked_for_are_replaced():
         CleanConfig(remove_pii=("name",))
 
 
-def test_a_text_is_cleaned_the_same_whatever_was_cleaned_before():
+def test_a_result_does_not_depend_on_earlier_texts():
     texts = ["Tel. 030 23125123", "x 030 23125123", "ann@a.org", "040 374709-40 or 040 374709-41"]
     once = [replace_pii(text, language="de") for text in texts]
     assert [replace_pii(text, language="de") for text in reversed(texts)] == once[::-1]

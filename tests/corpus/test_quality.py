@@ -1,4 +1,4 @@
-"""Each heuristic against its definition, and against a plain count."""
+"""Each heuristic against its definition, and against a naive count."""
 
 import random
 from collections import Counter
@@ -33,7 +33,7 @@ def test_good_prose_passes_unchanged():
 
 
 def spread(*lines):
-    """Good prose of different words, long enough that one planted trouble decides."""
+    """Good prose of different words, long enough that one planted defect decides."""
     return "\n".join([*SENTENCES, *lines])
 
 
@@ -69,12 +69,12 @@ def spread(*lines):
         ("fineweb_dup_line_chars", "\n".join(SENTENCES * 1 + ["See the notes at the end."] * 2)),
     ],
 )
-def test_a_text_with_one_trouble_is_dropped_by_its_rule(rule, text):
+def test_a_text_with_one_defect_is_dropped_by_its_rule(rule, text):
     assert verdict(text) == rule
     assert verdict(text, **{rule: None}) != rule
 
 
-def test_stop_words_are_asked_of_languages_that_have_a_list():
+def test_stop_words_are_required_in_languages_that_have_a_list():
     text = "\n".join(f"Zorg {a}lam {b}rin tovu {a}{b}esk pandor {b}{a}ilo." for a in "abcdef" for b in "ghij")
     assert verdict(text) == "gopher_stop_words"
     assert verdict(text, language="de") == "gopher_stop_words"
@@ -100,7 +100,7 @@ def test_a_threshold_is_set_for_all_languages_or_for_one():
     assert least == {"en": 40, "de": 20, "fr": 40}
 
 
-def test_where_paper_and_code_differ_either_can_be_had():
+def test_where_paper_and_code_differ_either_can_be_chosen():
     """C4, last version: 3 sentences, 5 words a line, terminal punctuation; FineWeb's text: 0.1, and 29 or fewer."""
     papers = limits_of(CleanConfig(rules="papers"), "en").thresholds
     expected = {"c4_min_sentences": 3, "c4_line_min_words": 5, "c4_line_terminal_punctuation": 1}
@@ -112,14 +112,14 @@ def test_where_paper_and_code_differ_either_can_be_had():
         CleanConfig(rules="c4")
 
 
-def test_c4_asks_lines_for_terminal_punctuation_where_that_is_on():
+def test_c4_requires_terminal_punctuation_where_that_is_on():
     text = spread("A line of four words", "It goes on and on...", 'He said that it was "so"')
     assert judge(Words.of(text), limits_for("en")).lines == text.split("\n")
     asked = judge(Words.of(text), limits_for("en", thresholds=(("c4_line_terminal_punctuation", 1),)))
     assert asked.lines == [*SENTENCES, 'He said that it was "so"']
 
 
-def test_bad_words_are_the_users_own():
+def test_bad_words_come_from_the_settings():
     text = spread("The word zounds was thought to be a very bad one.")
     assert isinstance(judge(Words.of(text), limits_for("en")), Words)
     assert judge(Words.of(text), limits_for("en", bad_words=("zounds",))).rule == "c4_bad_words"
@@ -137,7 +137,7 @@ def test_gopher_counts_repeated_runs_with_or_without_their_first_occurrence():
     assert MEASURE["gopher_dup_7_grams"](both) == 2 * letters / len(text)
 
 
-def test_lines_that_are_not_prose_go_and_the_title_stays():
+def test_lines_that_are_not_prose_are_dropped_and_the_title_is_kept():
     text = spread(
         "Click here", "Please enable JavaScript to read.", "Read our privacy policy for more.", "It is so.[1]"
     )
@@ -167,7 +167,7 @@ def brute_dup(words, n):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_repetition_counts_equal_a_plain_count(seed):
+def test_repetition_counts_equal_a_naive_count(seed):
     random.seed(seed)
     text = " ".join(random.choice(["ab", "c", "def", "gh,", "i"]) for _ in range(400))
     page = Page(Words.of(text), DEFAULT_THRESHOLDS)
@@ -191,7 +191,7 @@ def test_thresholds_are_the_papers():
     assert all(rule.source for rule in RULES) and len({rule.name for rule in RULES}) == len(RULES)
 
 
-def test_the_page_on_rules_shows_the_rules_of_the_code(root):
+def test_the_docs_page_shows_the_rules_of_the_code(root):
     import importlib.util
 
     spec = importlib.util.spec_from_file_location("rule_tables", root / "tools" / "rule_tables.py")
@@ -202,7 +202,7 @@ def test_the_page_on_rules_shows_the_rules_of_the_code(root):
     assert all(f"`{name}`" in page for name in DEFAULT_THRESHOLDS)
 
 
-def test_a_setting_that_does_not_exist_is_refused_with_a_sentence():
+def test_an_unknown_setting_is_refused_with_a_sentence():
     with pytest.raises(ValueError, match="no rule named gopher_typo"):
         CleanConfig(thresholds={"gopher_typo": 1})
     with pytest.raises(ValueError, match="no setting named langauges"):

@@ -1,4 +1,4 @@
-"""The rules, which are written for speed, decide as a slow and obvious writing of them does, to the last digit."""
+"""The optimised rules decide exactly as a slow reference implementation does, to the last digit."""
 
 import json
 import random
@@ -35,7 +35,7 @@ def top(tokens, n):
     runs = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
     if not runs:
         return 0
-    run, count = Counter(runs).most_common(1)[0]  # ties: the first met
+    run, count = Counter(runs).most_common(1)[0]  # of ties the first
     return len(" ".join(run)) * count
 
 
@@ -117,8 +117,8 @@ def values_after_c4(lines, lorem, curly):
 SIDES = dict.fromkeys(("gopher_letters", "gopher_stop_words", "fineweb_line_ends"), "min")
 
 
-def plainly(text, title, limits):
-    """(rule, value), or the text that is left."""
+def by_reference(text, title, limits):
+    """By the reference: (rule, value), or the text that is left."""
 
     def first_failure(values):
         for name, value in values:
@@ -135,7 +135,7 @@ def plainly(text, title, limits):
     return first_failure(values_after_c4(lines, lorem, curly)) or "\n".join(lines)
 
 
-def quickly(text, title, limits):
+def by_rules(text, title, limits):
     found = judge(Words.of(text, title), limits)
     return (found.rule, found.value) if isinstance(found, Verdict) else found.text
 
@@ -182,15 +182,15 @@ def random_text(rng):
     return "\n".join(lines)
 
 
-def test_random_texts_are_judged_as_by_the_slow_rules():
-    rng, fates = random.Random(11), Counter()
+def test_random_texts_are_judged_as_by_the_reference():
+    rng, verdicts = random.Random(11), Counter()
     for _ in range(1500):
         text, title, language = random_text(rng), rng.random() < 0.5, rng.choice(("en", "de", "zh", "xx"))
         limits = limits_for(language, thresholds=rng.choice(((), (("gopher_letters", None),))))
-        expected = plainly(text, title, limits)
-        assert quickly(text, title, limits) == expected, (language, title, text)
-        fates[expected[0] if isinstance(expected, tuple) else "kept"] += 1
-    assert len(fates) > 12 and fates["kept"] > 50  # the texts meet many rules
+        expected = by_reference(text, title, limits)
+        assert by_rules(text, title, limits) == expected, (language, title, text)
+        verdicts[expected[0] if isinstance(expected, tuple) else "kept"] += 1
+    assert len(verdicts) > 12 and verdicts["kept"] > 50  # the texts fail many rules
 
 
 @pytest.fixture(scope="module")
@@ -208,12 +208,12 @@ def real_pages(shared_data):
     return pages
 
 
-def test_real_pages_are_judged_as_by_the_slow_rules(real_pages):
+def test_real_pages_are_judged_as_by_the_reference(real_pages):
     dropped = 0
     for title, text, language in real_pages:
         limits = limits_for(language)
-        expected = plainly(text, title, limits)
-        assert quickly(text, title, limits) == expected, json.dumps(text[:200])
+        expected = by_reference(text, title, limits)
+        assert by_rules(text, title, limits) == expected, json.dumps(text[:200])
         dropped += isinstance(expected, tuple)
     assert len(real_pages) > 120 and dropped >= 10
 

@@ -1,4 +1,4 @@
-"""What the ledger says that another threshold would do is what that threshold does."""
+"""The simulated effect of another threshold is the effect of cleaning with that threshold."""
 
 import json
 import random
@@ -29,7 +29,7 @@ GERMAN = (
     "Leute Haus Wasser Zeit Fluss Winter Garten Brief Morgen Dorf Fenster Sommer Hafen Familie Frage "
     "Markt Abend Straße"
 )
-TROUBLE = (
+DEFECTS = (
     "{ code }",
     "Read our privacy policy for more about it.",
     "Menu",
@@ -49,7 +49,7 @@ def page(rng: random.Random) -> str:
         " ".join(rng.choices(words, k=rng.randint(4, 14))).capitalize() + rng.choice((".", ".", "?", ""))
         for _ in range(rng.randint(4, 14))
     ]
-    lines += [rng.choice(TROUBLE) for _ in range(rng.choice((0, 0, 1, 3, 8)))]
+    lines += [rng.choice(DEFECTS) for _ in range(rng.choice((0, 0, 1, 3, 8)))]
     lines += rng.choices(lines, k=rng.choice((0, 0, 0, 1, 3)))
     rng.shuffle(lines)
     return "\n".join(lines)
@@ -57,7 +57,7 @@ def page(rng: random.Random) -> str:
 
 @pytest.fixture(scope="module")
 def crawl(tmp_path_factory) -> list[tuple[str, Path]]:
-    """Two archives of plain-text pages of every kind of trouble; some pages twice."""
+    """Two archives of plain-text pages with every kind of defect; some pages twice."""
     rng, folder = random.Random(5), tmp_path_factory.mktemp("crawl")
     texts = [page(rng) for _ in range(360)]
     texts += rng.choices(texts, k=60)
@@ -84,7 +84,7 @@ def corpus(crawl, tmp_path_factory) -> Path:
     return cleaned(crawl, tmp_path_factory.mktemp("base"))
 
 
-def fates(folder: Path) -> dict[str, str]:
+def verdicts_of(folder: Path) -> dict[str, str]:
     """record -> the rule that dropped it before deduplication, or ''."""
     rows = read_ledger(folder).to_pylist()
     return {
@@ -110,7 +110,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize(("rule", "threshold"), CHANGES)
-def test_the_simulation_says_what_cleaning_again_does(crawl, corpus, tmp_path, rule, threshold):
+def test_the_simulation_predicts_what_cleaning_again_does(crawl, corpus, tmp_path, rule, threshold):
     change = {rule: threshold} if rule == "language_score" else {"thresholds": {rule: threshold}}
     again = cleaned(crawl, tmp_path, **change)
     config = CleanConfig.from_dict(BASE | change)
@@ -119,9 +119,9 @@ def test_the_simulation_says_what_cleaning_again_does(crawl, corpus, tmp_path, r
         ids = pq.read_table(corpus / "ledger" / part.name)["record_id"].take(values["row"]).to_pylist()
         renamed = {"language_score": "uncertain_language"}
         predicted = [renamed.get(name, name) for name in verdicts(values, config)]
-        then = fates(again)
+        then = verdicts_of(again)
         assert predicted == [then[record] for record in ids]
-    found, before, after = simulate([corpus], rule, threshold), fates(corpus), fates(again)
+    found, before, after = simulate([corpus], rule, threshold), verdicts_of(corpus), verdicts_of(again)
     kept = {row["record_id"] for row in read_ledger(corpus).to_pylist() if row["outcome"] == "kept"}
     assert found.kept_now_dropped == sum(bool(after[record]) for record in kept)
     assert found.dropped_now_passed == sum(bool(before[r]) and not after[r] for r in before)
@@ -130,7 +130,7 @@ def test_the_simulation_says_what_cleaning_again_does(crawl, corpus, tmp_path, r
     moved = [(before[r], after[r]) for r in before if before[r] and after[r] and before[r] != after[r]]
     assert sum(found.taken_over_by.values()) == sum(was == name for was, _ in moved)
     assert sum(found.taken_over_from.values()) == sum(now == name for _, now in moved)
-    assert found.kept_now_dropped + found.dropped_now_passed + len(moved) > 0  # the case is not idle
+    assert found.kept_now_dropped + found.dropped_now_passed + len(moved) > 0  # the change has an effect
 
 
 def test_a_threshold_of_one_language_leaves_the_others_alone(corpus):
@@ -139,7 +139,7 @@ def test_a_threshold_of_one_language_leaves_the_others_alone(corpus):
     assert found.kept_now_dropped < simulate([corpus], "gopher_min_words", 90).kept_now_dropped
 
 
-def test_every_page_that_came_as_far_as_the_rules_has_a_value_of_every_rule(corpus, crawl, tmp_path):
+def test_every_page_that_reached_the_rules_has_a_value_of_every_rule(corpus, crawl, tmp_path):
     assert [field.name for field in VALUES_SCHEMA][5:] == [rule.name for rule in RULES]
     measured = sum(pq.read_metadata(part).num_rows for part in (corpus / "values").glob("*.parquet"))
     rows = read_ledger(corpus).to_pylist()
@@ -164,7 +164,7 @@ def test_questions_that_the_ledger_cannot_answer_are_refused_with_a_sentence(cor
         simulate([tmp_path / "nothing"], "gopher_letters", 0.7)
 
 
-def test_a_corpus_of_other_rules_is_not_believed(corpus, tmp_path):
+def test_a_corpus_cleaned_with_other_rules_is_refused(corpus, tmp_path):
     import shutil
 
     copy = shutil.copytree(corpus, tmp_path / "copy")
@@ -175,7 +175,7 @@ def test_a_corpus_of_other_rules_is_not_believed(corpus, tmp_path):
         simulate([copy], "gopher_letters", 0.7)
 
 
-def test_the_command_line_asks_the_ledger(root, corpus):
+def test_the_command_line_simulates_from_the_ledger(root, corpus):
     command = [sys.executable, "stemma.py", "corpus", "simulate", "--rule", "gopher_min_words"]
     command += ["--crawl", str(corpus)]
     done = subprocess.run([*command, "--threshold", "90", "--json"], cwd=root, capture_output=True, text=True)
@@ -188,6 +188,6 @@ def test_the_command_line_asks_the_ledger(root, corpus):
     assert done.returncode == 1 and "give a number, or 'off'" in done.stderr
 
 
-def test_the_pages_meet_many_rules(corpus):
-    counts = Counter(fates(corpus).values())
+def test_the_pages_fail_many_rules(corpus):
+    counts = Counter(verdicts_of(corpus).values())
     assert len(counts) >= 8 and counts[""] > 60, counts

@@ -1,4 +1,4 @@
-"""What people look at adds up: the funnel, the distributions, the pictures, the pages drawn."""
+"""The reports are consistent: the funnel, the distributions, the plots, the pages drawn."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from corpus.rules.quality import RULES
 
 @pytest.fixture(scope="module")
 def crawl(sample) -> dict[str, Path]:
-    """The files of a small web of known truth, by name."""
+    """The files of a small web with ground truth, by name."""
     return dict(files_of(sample))
 
 
@@ -58,7 +58,7 @@ def test_the_distributions_are_those_of_the_ledger_and_the_documents(cleaned, st
     assert sum(stats["words_per_document"].values()) == stats["documents"]
 
 
-def test_the_funnel_loses_in_every_step_what_its_reasons_say(stats, capsys):
+def test_every_step_of_the_funnel_loses_the_sum_of_its_reasons(stats, capsys):
     steps = summary.funnel(stats)
     assert [step["in"] for step in steps[1:]] == [step["left"] for step in steps[:-1]]
     assert steps[0]["in"] == stats["records"] and steps[-1]["left"] == stats["kept"]
@@ -71,21 +71,21 @@ def test_the_funnel_loses_in_every_step_what_its_reasons_say(stats, capsys):
         assert all(rule in text for rule in step["reasons"])
 
 
-@pytest.mark.parametrize("draw_picture", [plots.plot_funnel, plots.plot_contents])
-def test_the_pictures_are_small_and_the_same_each_time(stats, draw_picture):
-    picture = draw_picture(stats)
+@pytest.mark.parametrize("draw_plot", [plots.plot_funnel, plots.plot_contents])
+def test_the_plots_are_small_and_deterministic(stats, draw_plot):
+    picture = draw_plot(stats)
     assert picture.startswith(b"\x89PNG") and len(picture) < 60_000
-    assert picture == draw_picture(stats)
+    assert picture == draw_plot(stats)
 
 
-def test_pictures_can_be_drawn_of_nothing(stats):
+def test_an_empty_corpus_can_be_plotted(stats):
     empty = {**stats, "languages": {}, "other_languages": {}, "records": 0, "documents": 0, "bytes": 0}
     empty["hosts"] = {"read": 0, "kept": 0, "most_read": {}, "most_kept": {}}
     empty["words_per_document"] = dict.fromkeys(stats["words_per_document"], 0)
     assert plots.plot_contents(empty) and summary.median_length(empty) == "unknown"
 
 
-def test_tokens_are_counted_with_a_tokenizer_and_guessed_without(stats, cleaned, tmp_path):
+def test_tokens_are_counted_with_a_tokenizer_and_estimated_without(stats, cleaned, tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     words = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
@@ -154,12 +154,12 @@ def test_the_rules_written_out_in_the_code_have_a_meaning(root):
     assert sorted(rule for rule in found if not meaning(rule)) == []
 
 
-def test_a_step_says_what_it_changed_in_pages_that_stay():
+def test_a_step_reports_what_it_changed_in_pages_that_it_keeps():
     step = {"stage": "dedup", "touched": 1200, "reasons": {"near_duplicate": 3}}
     assert summary.reasons_text(step) == "near_duplicate 3, repeats taken out in 1,200 pages"
 
 
-def test_a_reason_is_said_as_people_say_it():
+def test_a_reason_is_a_readable_sentence():
     row = {"stage": "quality", "rule": "gopher_letters", "value": 0.712345, "threshold": 0.8}
     assert reason(row) == "quality: gopher_letters, measured 0.7123, below the limit of 0.8"
     status = {"stage": "read", "rule": "http_status", "value": 404.0, "threshold": 200.0}

@@ -1,4 +1,4 @@
-"""Words, and the hashes that rules and shingles are made of."""
+"""Words, and the hashes that rules and shingles are computed from."""
 
 import random
 
