@@ -10,7 +10,7 @@ from model.chat import render
 from model.environments import Environment, Problem
 
 if TYPE_CHECKING:
-    from model.generation.generate import Completion
+    from model.generation.batch import Completion
     from model.network.transformer import Transformer
     from model.tokenizer import Tokenizer
 

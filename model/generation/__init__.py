@@ -1,1 +1,1 @@
-"""What generate.py is built of: the decoding step, sampling, text as it comes, int8 weights."""
+"""Text from the model: generation in batches, the decoding step, sampling, streamed text, int8 weights."""

@@ -5,7 +5,8 @@ import random
 import pytest
 import torch
 
-from model.generation.generate import generate, passes, stream
+from model.generation.batch import passes
+from model.generation.generate import generate, stream
 from model.generation.sampling import Sampling
 from model.network.attention import Cached, KVCache
 from model.network.transformer import Transformer
@@ -69,7 +70,7 @@ class PlainDecoder:
 @pytest.fixture
 def scripted(random_model, monkeypatch):
     """A function: token ids, length of the prompt -> a model that writes just these."""
-    monkeypatch.setattr("model.generation.generate.Decoder", PlainDecoder)
+    monkeypatch.setattr("model.generation.batch.Decoder", PlainDecoder)
     return lambda script, start: Script(random_model(), script, start)
 
 
@@ -322,7 +323,7 @@ def test_prompts_go_in_passes_of_bounded_size_and_none_is_lost(random_model, mon
     model, asked = random_model(), prompts(20)
     asked += asked[:5]  # equal prompts are passed once
     whole = generate(model, asked, max_new_tokens=10)
-    monkeypatch.setattr("model.generation.generate.PREFILL_TOKENS", 50)
+    monkeypatch.setattr("model.generation.batch.PREFILL_TOKENS", 50)
     sizes = [[len(prompt) for prompt in some] for some in passes(list(map(tuple, asked)))]
     assert sum(map(len, sizes)) == 25 and len(sizes) > 5
     assert all(sum(some) <= 50 or len(some) == 1 for some in sizes)

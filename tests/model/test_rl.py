@@ -8,7 +8,7 @@ import torch
 from core.errors import ConfigError
 from model.chat import render
 from model.environments import Environment
-from model.generation.generate import Completion
+from model.generation.batch import Completion
 from model.grpo import group_advantages, grpo_loss, policy_rows, rollout_metrics, with_rehearsal
 from model.network.config import IGNORE
 from model.rollouts import Rollouts
