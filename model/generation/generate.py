@@ -78,8 +78,8 @@ def stream(
 ) -> Generator[tuple[int, str], None, list[Completion]]:
     """`generate`, with the text while it is generated: (index of the prompt, next piece of its text).
 
-    Pieces are whole characters; the possible beginning of a stop string is held back until it is decided. Joined, a row's
-    pieces are the `text` of its completion. The generator's return value is the list of completions.
+    Pieces are whole characters; the possible beginning of a stop string is held back until it is decided. A row's
+    pieces, joined, are the `text` of its completion. The generator's return value is the list of completions.
     """
     settings = Sampling(**sampling)
     batches = _batches(

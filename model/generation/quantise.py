@@ -1,11 +1,11 @@
 """Int8 weights for inference: a quarter of float32's memory, and on CPUs with VNNI several times its speed.
 
 Notable:
-- weight-only, symmetric, one scale an output channel: w ≈ q · scale, q in -127 … 127. Embeddings and norms stay;
-- CPUs multiply int8 by int8. So that activations lose nothing that matters, each is written as two int8 digits,
-  n = 128·high + low: 15 bits against the largest of its token (bfloat16 has 8), and both go through one product;
-- elsewhere the weights are widened for each product: right, and small, but no faster.
-It is for a model in memory: `quantise(load_pretrained(folder)[0])`. What it costs in bits per byte: docs/generation.md.
+- weight-only, symmetric, one scale per output channel: w ≈ q · scale, q in -127 … 127. Embeddings and norms stay;
+- CPUs multiply int8 by int8. To keep the activations' precision, each is written as two int8 digits, n = 128·high +
+  low: 15 bits relative to the largest of its token (bfloat16 has 8), and both go through one product;
+- on other devices the weights are converted for each product: exact, and small, but no faster.
+It is for a model in memory: `quantise(load_pretrained(folder)[0])`. Its cost in bits per byte: docs/generation.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TOP = 127 * BASE  # the largest activation of a token becomes this
 
 
 def quantise(model: Transformer) -> Transformer:
-    """Put int8 layers in the place of the model's linear ones, its head included, and return it."""
+    """Replace the model's linear layers, its head included, by int8 ones, and return it."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear):
@@ -37,6 +37,9 @@ def quantise(model: Transformer) -> Transformer:
 
 class Int8Linear(nn.Module):
     """x -> x · (weight · scale)ᵀ, with weight (out, in) int8 and scale (out,) float32."""
+
+    weight: Tensor
+    scale: Tensor
 
     def __init__(self, weight: Tensor, scale: Tensor):
         super().__init__()
@@ -52,7 +55,7 @@ class Int8Linear(nn.Module):
 
     @classmethod
     def merged(cls, parts: Sequence[Int8Linear]) -> Int8Linear:
-        """One layer for several that read the same input."""
+        """One layer for several that have the same input; their outputs are concatenated."""
         if len(parts) == 1:
             return parts[0]
         return cls(torch.cat([part.weight for part in parts]), torch.cat([part.scale for part in parts]))
@@ -67,7 +70,7 @@ class Int8Linear(nn.Module):
         product = two_digit_product if x.device.type == "cpu" and int_mm_is_exact() else widened_product
         return product(rows, self.weight, self.scale).to(x.dtype).view(*x.shape[:-1], -1)
 
-    def _save_to_state_dict(self, *_) -> None:
+    def _save_to_state_dict(self, *_: object) -> None:
         raise ValueError(
             "A model with int8 weights is for use in memory: no other program would read its folder. "
             "Save the model before you quantise it."
@@ -84,6 +87,7 @@ class Int8Head(Int8Linear):
         weights: Tensor | None = None,
         reduction: str = "none",
     ) -> Tensor:
+        """x (…, C) -> logits (…, V) in x's type; with targets (…) of int64, the losses (…) in nats, float32."""
         if targets is None:
             return super().forward(x)
         if reduction != "none" or weights is not None:
@@ -94,9 +98,9 @@ class Int8Head(Int8Linear):
         parts = zip(x.flatten(0, -2).split(rows), targets.flatten().split(rows), strict=True)
         losses = [
             F.cross_entropy(
-                super(Int8Head, self).forward(s).float(), wanted, ignore_index=IGNORE, reduction="none"
+                super(Int8Head, self).forward(states).float(), labels, ignore_index=IGNORE, reduction="none"
             )
-            for s, wanted in parts
+            for states, labels in parts
         ]
         return torch.cat(losses).view(targets.shape)
 
@@ -113,14 +117,14 @@ def two_digit_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def widened_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """The same without int8 arithmetic: weights in the type of x."""
+    """The same without int8 arithmetic: weights converted to the type of x."""
     return x @ weight.to(x.dtype).t() * scale
 
 
 @functools.cache
 def int_mm_is_exact() -> bool:
-    """Whether this CPU's int8 product is: before VNNI, sums of neighbours could saturate at 16 bits."""
+    """Whether this CPU's int8 product is exact: before VNNI, sums of two products could saturate at 16 bits."""
     if not torch.backends.mkldnn.is_available():
-        return False  # a plain loop, and slow
+        return False  # torch falls back to a plain loop, which is slow
     extremes = torch.tensor([[127], [-127]], dtype=torch.int8).expand(2, 64).contiguous()
     return torch.equal(torch._int_mm(extremes, extremes.t()).long(), extremes.long() @ extremes.long().t())

@@ -1,1 +1,1 @@
-"""What the transformer is built of: attention, rotary positions, norm, and the loss behind its head."""
+"""The transformer and its parts: attention, rotary positions, norm, and the loss after its head."""

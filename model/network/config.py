@@ -19,15 +19,15 @@ ROPE_KINDS = ("linear", "llama3", "yarn")
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How far, and in which way, positions are stretched. Fields below `factor` serve the kind they are named for."""
+    """How rotary positions are scaled to a longer context (rope.py). Fields below `factor` are of the kinds named."""
 
     kind: str  # one of ROPE_KINDS
-    factor: float  # how many times longer than what the model was trained on
+    factor: float  # the longer context over the one that the model was trained on
     original_max_seq_len: int = 8192  # llama3, yarn: tokens the model was first trained on; Llama 3's
-    low_freq_factor: float = 1.0  # llama3: pairs of fewer turns than this in the original context are slowed,
-    high_freq_factor: float = 4.0  # those of more turns than this are not
-    beta_fast: float = 32.0  # yarn: pairs of more turns than this in the original context are not slowed,
-    beta_slow: float = 1.0  # those of fewer turns than this are
+    low_freq_factor: float = 1.0  # llama3: pairs of fewer rotations in the original context are scaled,
+    high_freq_factor: float = 4.0  # pairs of more are not
+    beta_fast: float = 32.0  # yarn: pairs of more rotations in the original context are not scaled,
+    beta_slow: float = 1.0  # pairs of fewer are
     attention_factor: float | None = None  # yarn: on cosines and sines; None: the paper's 0.1·ln(factor) + 1
     truncate: bool = True  # yarn: the ramp begins and ends at whole pairs
 
@@ -48,7 +48,7 @@ class RopeScaling:
 
     @property
     def amplitude(self) -> float:
-        """What cosines and sines are multiplied by; queries and keys both, so logits get its square."""
+        """The factor on cosines and sines; queries and keys both have it, so attention logits get its square."""
         if self.kind != "yarn":
             return 1.0
         return 0.1 * math.log(self.factor) + 1.0 if self.attention_factor is None else self.attention_factor
@@ -56,7 +56,7 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class Config:
-    """The shape of a model. Field by field what `transformers` calls vocab_size, num_hidden_layers, …"""
+    """The shape of a model. The fields are those of `transformers` (num_hidden_layers, …) under shorter names."""
 
     vocab_size: int
     n_layer: int
@@ -66,8 +66,8 @@ class Config:
     d_model: int
     d_ff: int
     max_seq_len: int = 1024  # tokens
-    rope_theta: float = 10_000.0  # RoFormer's; enough below some 8,000 tokens
-    rope_scaling: RopeScaling | None = None  # for contexts longer than what was trained on; see rope.py
+    rope_theta: float = 10_000.0  # RoFormer's; enough for contexts below some 8,000 tokens
+    rope_scaling: RopeScaling | None = None  # for contexts longer than those trained on
     norm_eps: float = 1e-6
     qk_norm: bool = True  # True: Qwen3, False: Llama
     tie_embeddings: bool = True
@@ -80,16 +80,16 @@ class Config:
             )
         if self.head_dim % 2:
             raise ConfigError(
-                f"head_dim={self.head_dim} is odd but rotary positions turn pairs: make it even."
+                f"head_dim={self.head_dim} is odd but rotary positions rotate pairs: make it even."
             )
 
     @classmethod
     def from_depth(cls, depth: int, vocab_size: int, max_seq_len: int = 1024, **overrides: Any) -> Config:
         """The one setting: `depth` layers and a width to match; any other field may be overridden by name.
 
-        Width is 64 a layer as in nanochat (depth 12 is GPT-2's 768, depth 20 is 1,280). Below depth 8
-        that would leave small models with hardly any layers, so the ratio falls to 8·depth: depth 4 is 128 wide
-        and has 0.7M parameters beside its embedding.
+        Width is 64 per layer as in nanochat (depth 12 is GPT-2's 768, depth 20 is 1,280). Below depth 8 that would
+        make small models too wide for their depth, so it is 8·depth per layer: depth 4 is 128 wide and has 0.7M
+        parameters besides its embedding. Raises ConfigError.
         """
         if depth < 1:
             raise ConfigError(

@@ -1,11 +1,13 @@
 """RMSNorm (arXiv 1910.07467) with a backward pass written out for CPUs.
 
-A GPU has one kernel for it and a compiler makes one. On a CPU torch composes it of plain operations, and its backward
-pass goes some ten times over the whole input; by hand it is four times, and keeps the input alone for it: up to
-three times as fast (docs/training-speed.md).
+A GPU has one kernel for it and the compiler generates one. On a CPU torch composes it of plain operations, and its
+backward pass traverses the whole input some ten times; written by hand it is four times, and of all activations only
+the input is stored: up to three times as fast (docs/training-speed.md).
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +23,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (…, C) -> (…, C) of the same type."""
         wide, weight = x.float(), self.weight.float()
         if x.is_cuda or torch.compiler.is_compiling():
             out = F.rms_norm(wide, weight.shape, weight, self.eps)
@@ -35,13 +38,13 @@ class _RMSNorm(torch.autograd.Function):
     """With r = 1/rms(x), y = x·r·w: ∂L/∂x = r·(g·w − x · r²/C · Σ g·w·x), and ∂L/∂w = Σ g·x·r over the tokens."""
 
     @staticmethod
-    def forward(ctx, x, weight, eps):
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         r = _inverse_rms(x, eps)
         ctx.save_for_backward(x, r, weight)
         return (x * r).mul_(weight)
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
         x, r, weight = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):  # float32 stays float32
             gx = (g * x).flatten(0, -2)
@@ -51,6 +54,6 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
-    """1 / sqrt(mean(x²) + eps) over the last axis, which is kept: (…, 1). The norm makes no tensor as large as x."""
+    """1 / sqrt(mean(x²) + eps) over the last axis, which is kept: (…, 1). No tensor of x's size is allocated."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()

@@ -1,10 +1,10 @@
-"""Rotary positions (RoFormer, arXiv 2104.09864) and the three ways to stretch them over a longer context.
+"""Rotary positions (RoFormer, arXiv 2104.09864) and three ways to scale them to a longer context.
 
-Pair i of a head turns by position · theta^(-2i/D). A model that was trained on short texts reads longer ones when
-its slow pairs turn slower still; the fast ones, which tell neighbours apart, must stay as they are:
-- linear (arXiv 2306.15595): every pair slower by `factor`; simple, and blurs neighbours;
-- llama3 (Llama 3.1, arXiv 2407.21783): pairs with long wavelengths slower by `factor`, short ones not, a ramp between;
-- yarn (arXiv 2309.00071): the same idea with another ramp, and attention sharpened by a constant.
+Pair i of a head is rotated by the angle position · theta^(-2i/D). A model trained on short texts can be used on longer
+ones if its low frequencies are lowered further; the high ones, which tell neighbours apart, must stay unchanged:
+- linear (arXiv 2306.15595): every frequency divided by `factor`; simple, but neighbours become harder to tell apart;
+- llama3 (Llama 3.1, arXiv 2407.21783): low frequencies divided by `factor`, high ones not, a linear ramp between;
+- yarn (arXiv 2309.00071): the same idea with another ramp, and attention logits multiplied by a constant.
 The arithmetic is that of `transformers`, operation by operation: the frequencies are equal to the last bit.
 """
 
@@ -17,9 +17,9 @@ from model.network.config import RopeScaling
 
 
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> Tensor:
-    """Radians a token that each of the D/2 pairs turns, float32."""
+    """Radians per token by which each of the D/2 pairs is rotated, float32 (D/2,)."""
     periods = theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-    # Divided, not raised to the negative power: a last bit off here is a hundred times that at position 100.
+    # Divided, not raised to the negative power: an error in the last bit is multiplied by the position.
     frequencies = 1.0 / periods
     if scaling is None:
         return frequencies
@@ -42,9 +42,9 @@ def rope_tables(
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (i, i + D/2) of x (…, D) by its angle: the layout of the Llama and Qwen checkpoints.
+    """Rotate each pair (i, i + D/2) of x (…, D) by its angle: the layout of the Llama and Qwen checkpoints.
 
-    x · cos + (−right, left) · sin, with the minus moved to the sines, of which there are fewer.
+    x · cos + (−right, left) · sin, with the minus moved to the sines, which are the smaller tensor.
     """
     half = x.shape[-1] // 2
     signed = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
@@ -52,26 +52,28 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _llama3(frequencies: Tensor, s: RopeScaling) -> Tensor:
-    wavelengths = 2 * math.pi / frequencies  # tokens a turn
+    wavelengths = 2 * math.pi / frequencies  # tokens per rotation
     shortest, longest = (s.original_max_seq_len / f for f in (s.high_freq_factor, s.low_freq_factor))
-    turns = s.original_max_seq_len / wavelengths
-    ramp = (turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
+    rotations = s.original_max_seq_len / wavelengths
+    ramp = (rotations - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
     between = (1 - ramp) * frequencies / s.factor + ramp * frequencies
-    slowed = torch.where(wavelengths > longest, frequencies / s.factor, between)
-    return torch.where(wavelengths < shortest, frequencies, slowed)
+    lowered = torch.where(wavelengths > longest, frequencies / s.factor, between)
+    return torch.where(wavelengths < shortest, frequencies, lowered)
 
 
 def _yarn(periods: Tensor, theta: float, s: RopeScaling) -> Tensor:
     pairs = len(periods)
 
-    def pair_that_turns(times: float) -> float:
-        """Number, not whole, of the pair that makes so many turns over the original context."""
-        return (2 * pairs * math.log(s.original_max_seq_len / (times * 2 * math.pi))) / (2 * math.log(theta))
+    def pair_with(rotations: float) -> float:
+        """Index, as a real number, of the pair that makes so many rotations over the original context."""
+        return (2 * pairs * math.log(s.original_max_seq_len / (rotations * 2 * math.pi))) / (
+            2 * math.log(theta)
+        )
 
-    first, last = pair_that_turns(s.beta_fast), pair_that_turns(s.beta_slow)
+    first, last = pair_with(s.beta_fast), pair_with(s.beta_slow)
     if s.truncate:
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, 2 * pairs - 1)
-    width = last - first or 0.001  # a ramp of no width would divide by zero
+    width = last - first or 0.001  # a ramp of width 0 would divide by zero
     kept = 1 - ((torch.arange(pairs, dtype=torch.float32) - first) / width).clamp(0, 1)
     return 1.0 / (s.factor * periods) * (1 - kept) + 1.0 / periods * kept

@@ -1,13 +1,13 @@
-"""The language model: a decoder-only transformer as Qwen3 has it (arXiv 2505.09388); sans QK-norm, Llama's.
+"""The language model: the decoder-only transformer of Qwen3 (arXiv 2505.09388); without QK-norm, Llama's.
 
 Notable:
 - RMSNorm before each half of a block, rotary positions, grouped-query attention with RMS-normed queries and
   keys, SwiGLU, no biases, one embedding matrix for input and output unless untied;
-- parameter names and weight layouts are those of `transformers`: a model folder is a plain renaming (hub.py);
+- parameter names and weight layouts are those of `transformers`: a model folder is a plain renaming (model/hub);
 - `hidden` stops before the head and `forward(ids, targets=…)` returns the loss of each token, or their sum, without
   ever holding all logits of a big vocabulary (loss.py);
-- documents packed into one row do not see each other where `documents` tells them apart (attention.py);
-- one dial: `Config.from_depth(depth)` sets everything else.
+- documents packed into one row do not attend to each other where `documents` is given (attention.py);
+- one setting, `Config.from_depth(depth)`, gives all others (config.py).
 
 Letters in shapes: B rows, T tokens, C width, H query heads, K key/value heads, D head size, V vocabulary.
 """
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.errors import ConfigError
 from model.network.attention import Cached, KVCache, Packed, Prefill, causal, has_varlen_kernel
 from model.network.config import Config
 from model.network.loss import Head
@@ -25,7 +26,7 @@ from model.network.norm import RMSNorm
 from model.network.rope import rope_tables, rotate
 
 Rope = tuple[Tensor, Tensor]  # cosines and sines
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q, k, v -> what each query took
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q, k, v -> the output of each head
 
 
 class Attention(nn.Module):
@@ -39,11 +40,13 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.d_model, keys, bias=False)
         self.v_proj = nn.Linear(config.d_model, keys, bias=False)
         self.o_proj = nn.Linear(queries, config.d_model, bias=False)
+        self.q_norm: RMSNorm | nn.Identity
+        self.k_norm: RMSNorm | nn.Identity
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, rope: Rope, attend: Attend) -> Tensor:
-        """x (B, T, C) -> (B, T, C); `attend` says who sees whom (attention.py)."""
+        """x (B, T, C) -> (B, T, C); `attend` is one of the kinds of attention.py."""
         heads = (*x.shape[:2], -1, self.head_dim)
         v = self.v_proj(x).view(heads)
         q = rotate(self.q_norm(self.q_proj(x).view(heads)), *rope).to(v.dtype)
@@ -62,6 +65,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.d_ff, config.d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, C) -> (B, T, C)."""
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -76,12 +80,16 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, rope: Rope, attend: Attend) -> Tensor:
+        """x (B, T, C) -> (B, T, C)."""
         x = x + self.self_attn(self.input_layernorm(x), rope, attend)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class Transformer(nn.Module):
     """Token ids to logits. `Transformer(config)` draws its weights from torch's global generator."""
+
+    rope_cos: Tensor  # (max_seq_len, D)
+    rope_sin: Tensor
 
     def __init__(self, config: Config):
         super().__init__()
@@ -96,7 +104,7 @@ class Transformer(nn.Module):
             self.lm_head.weight = self.embed_tokens.weight
 
     def make_rope_tables(self) -> None:
-        """Compute the rotary tables; to be repeated when a model made on the meta device got its weights."""
+        """Compute the rotary tables; to be repeated when a model created on the meta device has got its weights."""
         c = self.config
         cos, sin = rope_tables(c.max_seq_len, c.head_dim, c.rope_theta, c.rope_scaling)
         self.register_buffer("rope_cos", cos, persistent=False)
@@ -105,8 +113,8 @@ class Transformer(nn.Module):
     @torch.no_grad()
     def init_weights(self) -> None:
         """Variance-preserving matrices; blocks start as the identity, as in nanochat; embeddings small enough for
-        a shared head to start near the uniform guess. On the demo's shape, 150 steps at a rate of 6e-3: loss
-        3.44, against 3.58 with GPT-2's scaled outputs and 4.93 with its deviation of 0.02 throughout."""
+        a shared head to start near the uniform distribution. On the demo's shape, 150 steps at a rate of 6e-3: loss
+        3.44, against 3.58 with GPT-2's scaled outputs and 4.93 with its standard deviation of 0.02 throughout."""
         for name, weight in self.named_parameters():
             if weight.ndim < 2:
                 weight.fill_(1.0)
@@ -122,14 +130,15 @@ class Transformer(nn.Module):
         """ids (B, T) int64 -> final normed states (B, T, C), which `head` turns into logits.
 
         With a cache the ids continue its rows, and it grows by T tokens in every row; with a Prefill they are the
-        prompts that it was made for. `documents` (B, T), integers ascending along a row, says which of the documents
-        packed into a row each token belongs to: it sees no other.
+        prompts that it was made for. `documents` (B, T), integers ascending along a row, is the document of each token
+        among those packed into a row: it attends to no other. Raises ConfigError for a row longer than the context,
+        ValueError for arguments that do not fit each other.
         """
         t = ids.shape[1]
         step = Cached.step(cache, t) if isinstance(cache, KVCache) else cache
         end = t if step is None else step.seen
         if end > self.config.max_seq_len:
-            raise ValueError(
+            raise ConfigError(
                 f"A row of {end} tokens does not fit the model's context of {self.config.max_seq_len}. "
                 "Shorten the input, or train with a larger max_seq_len."
             )
@@ -174,14 +183,15 @@ class Transformer(nn.Module):
         """Floating-point operations to train one token (forward and backward); see `Config.flops_per_token`."""
         return self.config.flops_per_token(seq_len)
 
-    def _rope(self, places: Tensor | slice, dtype: torch.dtype) -> Rope:
-        """Cosines and sines to spread over heads: (T, 1, D), or (B, T, 1, D) where rows differ in place."""
-        return self.rope_cos[places].unsqueeze(-2).to(dtype), self.rope_sin[places].unsqueeze(-2).to(dtype)
+    def _rope(self, positions: Tensor | slice, dtype: torch.dtype) -> Rope:
+        """Cosines and sines to broadcast over heads: (T, 1, D), or (B, T, 1, D) where rows differ in position."""
+        cos, sin = self.rope_cos[positions], self.rope_sin[positions]
+        return cos.unsqueeze(-2).to(dtype), sin.unsqueeze(-2).to(dtype)
 
-    def _packed(self, documents: Tensor, x: Tensor, cache: KVCache | None) -> Packed:
+    def _packed(self, documents: Tensor, x: Tensor, cache: KVCache | Prefill | None) -> Packed:
         if cache is not None or documents.shape != x.shape[:2]:
             raise ValueError(
-                f"documents {tuple(documents.shape)} must name the document of each of the {tuple(x.shape[:2])} "
-                "tokens, and go with no cache, whose rows are one document each."
+                f"documents {tuple(documents.shape)} must give the document of each of the {tuple(x.shape[:2])} "
+                "tokens, with no cache, whose rows are one document each."
             )
         return Packed(documents, varlen=has_varlen_kernel(x, self.config.head_dim), device=x.device)
