@@ -1,4 +1,4 @@
-"""Conversations as tokens: ChatML turns, and which tokens the assistant must learn to write.
+"""Conversations as tokens: ChatML turns, and the loss mask of the assistant's tokens.
 
     <|im_start|>user
     What is 12 + 7?<|im_end|>
@@ -7,13 +7,13 @@
 
 Notable:
 - a tool is called in the middle of the assistant's turn: it writes an expression between <tool_call> and
-  </tool_call>, the environment writes <tool_response>result</tool_response>, the assistant goes on. One turn, no
-  second prompt: the simplest form for a tiny model. Conversations may spell the tags inside the assistant's
+  </tool_call>, the environment inserts <tool_response>result</tool_response>, the assistant continues. One turn, no
+  second prompt: the simplest form for a tiny model. Conversations may write the tags inside the assistant's
   content, or use the common form (`tool_calls`, then a message of role `tool`); both give the same tokens;
-- the loss mask is 1 on what the assistant writes (text, calls, <|im_end|>) and 0 on the rest, the tool's
-  response with both its tags included;
-- the tokens are those of `transformers`' apply_chat_template, with one difference on purpose: a user, system or
-  tool message that spells a special token gets ordinary tokens, so it cannot forge a turn.
+- the loss mask is 1 on what the assistant writes (text, calls, <|im_end|>) and 0 on the rest, including the tool's
+  response with both its tags;
+- the tokens are those of `transformers`' apply_chat_template, with one intended difference: a user, system or
+  tool message that contains the text of a special token gets ordinary tokens, so it cannot forge a turn.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from model.vocabulary.special import SPECIAL_TOKENS
 if TYPE_CHECKING:
     from model.tokenizer import Tokenizer
 
-# Contents are trimmed: a turn then starts with the same token in training as after a generation prompt.
+# Jinja, for other programs; `render` does the same without it. Contents are trimmed: a turn then starts with the same
+# token in training as after a generation prompt.
 CHAT_TEMPLATE = """\
 {%- for message in messages %}
     {%- set before = loop.previtem.role if loop.previtem is defined else '' %}
@@ -69,50 +70,51 @@ def render(
 ) -> tuple[list[int], list[int]]:
     """Messages [{"role": …, "content": …}] -> (ids, mask), equally long; mask is 1 where the assistant writes.
 
-    `add_generation_prompt` ends with an opened assistant turn (or in it, after a tool's response) to be continued.
+    `add_generation_prompt`: end with the header of an assistant turn (or within it, after a tool's response), to be
+    continued. Raises DataError for an unknown role, a tool's message without a call, or a vocabulary without ChatML.
     """
     ids: list[int] = []
     mask: list[int] = []
 
-    def put(tokens: list[int], learn: int) -> None:
+    def append(tokens: list[int], supervised: int) -> None:
         ids.extend(tokens)
-        mask.extend([learn] * len(tokens))
+        mask.extend([supervised] * len(tokens))
 
     for n, message in enumerate(messages):
         role, before, after = message["role"], _role(messages, n - 1), _role(messages, n + 1)
         _check(role, before, n)
         content = (message.get("content") or "").strip()
-        speaks = int(role == "assistant")
+        by_assistant = int(role == "assistant")
         if role == "tool":
-            put(_wrapped("tool_response", content, tokenizer), 0)
+            append(_wrapped("tool_response", content, tokenizer), 0)
         else:
             header = "" if role == "assistant" and before == "tool" else f"{role}\n"
             if header:
-                put([tokenizer.im_start_id], 0)
-            put(tokenizer.encode(header if speaks else header + content), 0)
-            if speaks:
-                for tokens, learn in _assistant_parts(content, tokenizer):
-                    put(tokens, learn)
+                append([tokenizer.im_start_id], 0)
+            append(tokenizer.encode(header if by_assistant else header + content), 0)
+            if by_assistant:
+                for tokens, supervised in _assistant_parts(content, tokenizer):
+                    append(tokens, supervised)
             for call in message.get("tool_calls") or []:
-                put(_wrapped("tool_call", _expression(call), tokenizer), speaks)
-        goes_on = after == "assistant" or (after is None and add_generation_prompt)
-        if after != "tool" and not (role == "tool" and goes_on):
-            put([tokenizer.im_end_id], speaks)
-            put(tokenizer.encode("\n"), 0)
+                append(_wrapped("tool_call", _expression(call), tokenizer), by_assistant)
+        continues = after == "assistant" or (after is None and add_generation_prompt)
+        if after != "tool" and not (role == "tool" and continues):
+            append([tokenizer.im_end_id], by_assistant)
+            append(tokenizer.encode("\n"), 0)
     if add_generation_prompt and _role(messages, len(messages) - 1) != "tool":
-        put([tokenizer.im_start_id, *tokenizer.encode("assistant\n")], 0)
+        append([tokenizer.im_start_id, *tokenizer.encode("assistant\n")], 0)
     return ids, mask
 
 
 def _assistant_parts(content: str, tokenizer: Tokenizer) -> Iterator[tuple[list[int], int]]:
-    """Split content at its inline tags; what stands in <tool_response>…</tool_response> is not to be learnt."""
-    learn = 1
+    """(ids, mask) of the parts of content between its inline tags; 0 inside <tool_response>…</tool_response>."""
+    supervised = 1
     for part in _TAGS.split(content):
         if part == SPECIAL_TOKENS["tool_response"]:
-            learn = 0
-        yield ([tokenizer.special_ids[part]] if _TAGS.fullmatch(part) else tokenizer.encode(part)), learn
+            supervised = 0
+        yield ([tokenizer.special_ids[part]] if _TAGS.fullmatch(part) else tokenizer.encode(part)), supervised
         if part == SPECIAL_TOKENS["tool_response_end"]:
-            learn = 1
+            supervised = 1
 
 
 def _wrapped(name: str, text: str, tokenizer: Tokenizer) -> list[int]:

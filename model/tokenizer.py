@@ -30,7 +30,7 @@ from model.vocabulary.byte_level import BYTES, MOST_DIGITS, byte_of_char, split_
 from model.vocabulary.special import SPECIAL_TOKENS
 
 T = TypeVar("T")
-LONG_BLANK = re.compile(r"\s{100000}")  # tiktoken's regex overflows its stack at some ten times as many
+LONG_WHITESPACE = re.compile(r"\s{100000}")  # tiktoken's regex overflows its stack at some ten times as many
 
 
 def load_tokenizer(folder: Path | str) -> Tokenizer:
@@ -130,7 +130,7 @@ class Tokenizer:
 
     def _fast_for(self, text: str) -> tiktoken.Encoding | None:
         """tiktoken, if it is to encode this text."""
-        return self._fast if len(text) < 100_000 or not LONG_BLANK.search(text) else None
+        return self._fast if len(text) < 100_000 or not LONG_WHITESPACE.search(text) else None
 
     def _fast_encoding(self) -> tiktoken.Encoding | None:
         """tiktoken with our ranks; None for a foreign vocabulary, whose rules it might read differently."""
@@ -156,7 +156,7 @@ class Tokenizer:
 
 
 def byte_level_bpe(model: models.BPE, max_digits: int) -> tokenizers.Tokenizer:
-    """The library's tokenizer with our rules of splitting and decoding around a vocabulary and its merges."""
+    """The library's tokenizer for a vocabulary and its merges, with our pre-tokenisation and decoding."""
     bpe = tokenizers.Tokenizer(model)
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -171,7 +171,7 @@ def byte_level_bpe(model: models.BPE, max_digits: int) -> tokenizers.Tokenizer:
 def _rules(bpe: tokenizers.Tokenizer) -> tuple[dict[str, int], list[list[str]], dict[str, Any]]:
     """(vocabulary, merges, what else decides how ordinary text is encoded)."""
     spec = json.loads(bpe.to_str())
-    vocab, merges = (spec["model"].pop(name, None) or {} for name in ("vocab", "merges"))
+    vocab, merges = spec["model"].pop("vocab", None) or {}, spec["model"].pop("merges", None) or []
     return vocab, merges, {name: spec[name] for name in ("normalizer", "pre_tokenizer", "model")}
 
 

@@ -1,8 +1,8 @@
 """Tools that the assistant may call in the middle of an answer. A tool is a function from text to text.
 
-`calculator` walks the expression's syntax tree and knows numbers and arithmetic, nothing else: no names, no calls,
-no `eval`. It is exact (fractions, not floats), bounded in size and time, and answers an error with a short sentence
-for the model to read.
+`calculator` walks the expression's syntax tree and accepts numbers and arithmetic, nothing else: no names, no calls,
+no `eval`. It is exact (fractions, not floats), bounded in size and time, and returns an error as a short sentence for
+the model to read.
 """
 
 import ast
@@ -12,11 +12,11 @@ from collections.abc import Callable
 from fractions import Fraction
 
 MAX_CHARS = 200  # of an expression
-MAX_BITS = 1024  # of a numerator or denominator on the way
-MAX_DIGITS = 12  # behind the point, of a result that is not a whole number
+MAX_BITS = 1024  # of a numerator or denominator, intermediate results included
+MAX_DIGITS = 12  # decimal places of a result that is not an integer
 _KNOWN = "only numbers, + - * / // % ** and parentheses"
 _ALLOWED = re.compile(r"[0-9.eE_+\-*/%()\s]+")
-_BINARY: dict[type, Callable] = {
+_BINARY: dict[type, Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
@@ -24,13 +24,13 @@ _BINARY: dict[type, Callable] = {
     ast.FloorDiv: lambda a, b: Fraction(a // b),
     ast.Mod: operator.mod,
 }
-_UNARY: dict[type, Callable] = {ast.UAdd: operator.pos, ast.USub: operator.neg}
+_UNARY: dict[type, Callable[[Fraction], Fraction]] = {ast.UAdd: operator.pos, ast.USub: operator.neg}
 
 
 def calculator(expression: str) -> str:
     """Evaluate + - * / // % ** (or ^) and parentheses over decimal numbers: '12+7' -> '19', '1/4' -> '0.25'.
 
-    What cannot be computed gives 'error: …' instead of an exception, division by zero and huge results included.
+    Never raises: what cannot be computed gives 'error: …', division by zero and too large results included.
     """
     text = expression.strip().translate({ord("×"): "*", ord("÷"): "/", ord("−"): "-", ord("^"): "**"})
     if len(text) > MAX_CHARS:
@@ -48,7 +48,7 @@ def calculator(expression: str) -> str:
 
 
 class _NotComputable(Exception):
-    """The message says why, in the model's words."""
+    """The message is the reason, as the model reads it after "error: "."""
 
 
 def _value(node: ast.expr) -> Fraction:
@@ -83,7 +83,7 @@ def _bounded(value: Fraction) -> Fraction:
 
 
 def _written(value: Fraction) -> str:
-    """Whole numbers in full, others as a decimal rounded half to even, without trailing zeros."""
+    """Integers in full, others as a decimal rounded half to even, without trailing zeros."""
     if value.denominator == 1:
         return str(value.numerator)
     scaled = round(abs(value) * 10**MAX_DIGITS)

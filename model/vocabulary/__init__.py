@@ -1,1 +1,1 @@
-"""How the vocabulary is learned from the corpus, and what using and learning it share (model/tokenizer.py uses it)."""
+"""Learning the vocabulary from the corpus, and the rules shared with its use, which is model/tokenizer.py."""

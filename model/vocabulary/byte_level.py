@@ -1,6 +1,6 @@
-r"""The rules of our byte-level BPE that are the same for learning a vocabulary and for using it: pure Python.
+"""The rules of our byte-level BPE, for learning a vocabulary as for using it. Light: imports no library.
 
-GPT-4's pre-tokenisation, except that digits stand alone (see `split_pattern`), and GPT-2's way to write bytes.
+GPT-4's pre-tokenisation, except that digits are single (see `split_pattern`), and GPT-2's characters for bytes.
 """
 
 BYTES = 256
@@ -8,12 +8,12 @@ MOST_DIGITS = 9  # in one token; cl100k has 3
 
 
 def split_pattern(max_digits: int) -> str:
-    r"""GPT-4's rule (tiktoken's cl100k_base, written as for Llama 3) for what BPE may not join across.
+    r"""GPT-4's pattern (tiktoken's cl100k_base, written as for Llama 3): BPE merges only within what it matches.
 
-    In order: English contractions; a word with the one sign before it; up to `max_digits` digits; signs with a
-    space before and newlines after; newlines with the blanks before; blanks. cl100k has 3 digits. Here 1: every
-    number is then spelt in one way, digit by digit, so that a carry is the same for all of them; with left-to-right
-    groups of 3 digits the places of two summands do not even line up (arXiv 2402.14903).
+    In order: English contractions; a word with one punctuation character before it; up to `max_digits` digits;
+    punctuation with a space before and newlines after; newlines with the whitespace before; whitespace. cl100k has 3
+    digits. Here 1: every number is then written in one way, digit by digit, so that a carry is the same for all of
+    them; with left-to-right groups of 3 digits the digits of two summands are not even aligned (arXiv 2402.14903).
     """
     return (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,"

@@ -1,4 +1,4 @@
-"""Special tokens: the tokens that no text is encoded to, only our own code puts them."""
+"""The special tokens: no text is encoded to them, only our own code inserts them. Light: imports nothing."""
 
 # The names that Qwen's models gave them, so that vLLM and llama.cpp recognise turns, tool calls and thoughts.
 SPECIAL_TOKENS = {

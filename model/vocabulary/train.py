@@ -62,12 +62,12 @@ def read_texts(corpora: Sequence[Path], training_set: Path | None = None) -> Ite
 
 def _write_folder(bpe: tokenizers.Tokenizer, out: Path) -> None:
     if out.exists():
-        raise ConfigError(f"{out} exists already. Remove it, or choose another place for the tokenizer.")
+        raise ConfigError(f"{out} exists already. Remove it, or choose another folder for the tokenizer.")
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": SPECIAL_TOKENS["eos"],
         "pad_token": SPECIAL_TOKENS["pad"],
-        "clean_up_tokenization_spaces": False,  # it would drop blanks before punctuation
+        "clean_up_tokenization_spaces": False,  # it would remove spaces before punctuation
         "model_input_names": ["input_ids", "attention_mask"],
         "chat_template": CHAT_TEMPLATE,
     }
