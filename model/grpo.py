@@ -20,7 +20,7 @@ from model.network.config import IGNORE
 from model.training.rl_config import RlConfig
 
 if TYPE_CHECKING:
-    from model.generation.generate import Completion
+    from model.generation.batch import Completion
 
 
 def group_advantages(rewards: Tensor, kind: str = "dr_grpo") -> Tensor:

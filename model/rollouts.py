@@ -22,7 +22,8 @@ from model.attempts import chat_prompt, completion_text
 from model.chat import render
 from model.data.batch import Batch, Row
 from model.environments import Environment, Problem
-from model.generation.generate import Completion, generate
+from model.generation.batch import Completion
+from model.generation.generate import generate
 from model.grpo import group_advantages, policy_rows, rollout_metrics, with_rehearsal
 from model.network.transformer import Transformer
 from model.tokenizer import Tokenizer
