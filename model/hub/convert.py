@@ -21,7 +21,7 @@ from core.errors import ConfigError, StemmaError
 from model.hub.gguf_import import unpack
 from model.hub.load import load_pretrained, read_config
 from model.hub.save import TOKENIZER_FILES, write_model
-from model.hub.weights import MAX_SHARD_SIZE
+from model.hub.write import MAX_SHARD_SIZE
 from model.network.transformer import Transformer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import DataError, MissingError
-from model.hub.weights import write_json, write_weights
+from model.hub.write import write_json, write_weights
 
 
 def unpack(file: Path, folder: Path) -> None:

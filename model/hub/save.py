@@ -10,7 +10,8 @@ from typing import Any
 
 from core.files import write_atomically
 from model.hub.config_json import to_config_json
-from model.hub.weights import MAX_SHARD_SIZE, stored_name, write_json, write_weights
+from model.hub.weights import stored_name
+from model.hub.write import MAX_SHARD_SIZE, write_json, write_weights
 from model.network.transformer import Transformer
 from model.tokenizer import Tokenizer, load_tokenizer
 from model.vocabulary.special import SPECIAL_TOKENS

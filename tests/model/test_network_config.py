@@ -36,9 +36,10 @@ def test_the_shapes_of_the_weights_are_those_of_the_model(name: str):
     assert config.num_params(embedding=False) == config.num_params() - input_alone
 
 
-def test_the_shape_is_known_without_torch():
+def test_shape_and_settings_need_no_library():
     script = (
         "import sys; from model.network.config import Config; Config.from_depth(4, 1024).num_params();"
-        "assert not {'torch', 'numpy', 'pydantic'} & set(sys.modules)"
+        "from model.vocabulary.config import TokenizerConfig; TokenizerConfig();"
+        "assert not {'torch', 'numpy', 'pydantic', 'tokenizers', 'tiktoken'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2], check=True)
