@@ -342,7 +342,7 @@ def audit(
     Believes nothing: every byte is read again. Exits with 2 and names the file if anything disagrees.
     """
     from lineage.audit import audit as check
-    from lineage.audit import print_tree
+    from lineage.printing import print_tree
 
     with _plain_errors():
         report = check(ROOT, asset, find_runs=_tracker().find_runs)
@@ -363,7 +363,8 @@ def why(
     as_json: Json = False,
 ) -> None:
     """Say what became of a page: kept, dropped or failed, by which rule, with which value."""
-    from lineage.why import nearest, page_text, print_rows
+    from lineage.printing import print_rows
+    from lineage.why import nearest, page_text
     from lineage.why import why as find
 
     with _plain_errors():
@@ -529,7 +530,7 @@ def _short(value: Any) -> str:
 def _show_demo() -> None:
     import definitions
     from jobs.run import status_rows
-    from lineage.audit import family_tree
+    from lineage.printing import family_tree
 
     out.rule("[bold]The stages")
     out.print(_status_table(status_rows(definitions.defs, ROOT)))

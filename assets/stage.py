@@ -21,7 +21,8 @@ from typing import Any
 
 import dagster as dg
 
-from lineage.provenance import statement_path, write_statement
+from lineage.provenance import write_statement
+from lineage.statement import statement_path
 from resources.workspace import remove_tree
 
 OWNER = "team:stemma"

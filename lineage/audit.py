@@ -1,48 +1,44 @@
-"""Walk from an asset back to the WARC files, hash every byte again, and compare the ledgers. It does not believe.
+"""Walk from an asset back to the WARC files, hash every byte again, and compare all records. Nothing is trusted.
 
-For every version in the family tree, from what stands on disk now:
+For every version in the family tree, from what is on disk now:
 * each file against the SHA-256 in its provenance statement and the md5 in DVC's listing;
-* the folder's md5, computed here from every byte (DVC's cache of hashes is not asked), against dvc.lock;
-* what dvc.lock and the statement say it was made from, against the versions upstream;
-* a crawl's WARC files, wherever they stand, against its manifest and its statement;
-* Dagster's latest version, and MLflow's run with its datasets, against dvc.lock.
-A disagreement names the thing, what was expected, what was found, and how to mend it. A version that is whole
-but out of date (its code or parameters changed since) is a note, not a disagreement.
+* the folder's md5, computed here from every byte (DVC's cache of hashes is not used), against dvc.lock;
+* the inputs that dvc.lock and the statement record, against the versions upstream;
+* a crawl's WARC files, wherever they are, against its manifest and its statement;
+* Dagster's latest version, and MLflow's run with its datasets, against dvc.lock (lineage.audit_records).
+A disagreement names the item, what was expected, what was found, and how to fix it. A version that is intact but out
+of date (its code or parameters changed since) is a note, not a disagreement.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lineage import provenance
-from lineage.family import (
-    AuditReport,
-    Disagreement,
-    Node,
-    ancestors,
-    facts_of,
-    family_tree,
-    find_targets,
-    print_tree,
+from core.hashing import FileDigests, file_digests, file_md5, file_sha256
+from core.progress import progress_bar
+from lineage.audit_records import FindRuns, compare_dagster, compare_mlflow
+from lineage.family import AuditReport, Disagreement, Node, ancestors, find_targets
+from lineage.statement import (
+    Statement,
+    StatementError,
+    read_statement,
+    run_facts,
+    statement_path,
+    upstream_versions,
+    verify_statement,
+    warc_digests,
 )
-from resources.dvc_ledger import DvcLedger, Stage, dir_md5, file_md5, files_of, path_md5
+from resources.dvc_ledger import DvcLedger, Stage, dir_md5, files_of, path_md5
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
 
-__all__ = ["AuditReport", "Disagreement", "audit", "family_tree", "print_tree"]
-
-CHUNK = 1 << 20  # bytes read at a time
 SILENT_BYTES = 200_000_000  # hashed in under a second or so: no progress bar below it
 
 
@@ -51,9 +47,9 @@ def audit(
     target: str,
     *,
     instance: DagsterInstance | None = None,
-    find_runs: Callable[[str], list[dict[str, Any]]] | None = None,
+    find_runs: FindRuns | None = None,
 ) -> AuditReport:
-    """Audit an asset (or one stage, `cleaned_corpus@sample`) and all that it came from.
+    """Audit an asset (or one stage, `cleaned_corpus@sample`) and everything upstream of it.
 
     `find_runs(version)` returns MLflow's runs for a version (resources.tracking). Without `instance`, Dagster's
     is opened from DAGSTER_HOME or .dagster/ if it is there. WorkspaceError if dvc.yaml has no such asset.
@@ -62,74 +58,46 @@ def audit(
     ledger = DvcLedger(root)
     report = AuditReport(find_targets(ledger, target), compared=["files", "dvc.lock", "provenance"])
     order = ancestors(ledger, report.targets)
-    hashes = _hash_all(ledger.root / ledger.stage(name).out for name in order)
+    digests = _hash_all(ledger.root / ledger.stage(name).out for name in order)
     for name in order:
-        _Examiner(ledger, ledger.stage(name), report, hashes).examine()
+        _StageAudit(ledger, ledger.stage(name), report, digests).check()
     for path in ledger.undeclared():
-        mend = f"Name it under 'crawls' in params.yaml, or: stemma retire {Path(path).name}"
+        fix = f"Name it under 'crawls' in params.yaml, or: stemma retire {Path(path).name}"
         report.disagreements.append(
-            Disagreement(path, path, "nothing", "a folder that params.yaml does not name", mend)
+            Disagreement(path, path, "nothing", "a folder that params.yaml does not name", fix)
         )
-    _compare_dagster(ledger, report, instance)
+    compare_dagster(ledger, report, instance)
     if find_runs is not None:
-        _compare_mlflow(ledger, report, find_runs)
+        compare_mlflow(ledger, report, find_runs)
     report.seconds = round(time.monotonic() - started, 2)
     return report
 
 
-# -- bytes -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class FileHash:
-    """What one reading of a file gives."""
-
-    md5: str
-    sha256: str
-    bytes: int
-
-
-def hash_file(path: Path) -> FileHash:
-    """MD5 (DVC's) and SHA-256 (the statements') of a file, read once."""
-    md5, sha256, size = hashlib.md5(usedforsecurity=False), hashlib.sha256(), 0
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            md5.update(chunk)
-            sha256.update(chunk)
-            size += len(chunk)
-    return FileHash(md5.hexdigest(), sha256.hexdigest(), size)
-
-
-def _hash_all(folders: Iterable[Path]) -> dict[Path, FileHash]:
-    """Hash every file below the folders, on all cores (hashlib lets go of the interpreter's lock)."""
-    from tqdm import tqdm
-
+def _hash_all(folders: Iterable[Path]) -> dict[Path, FileDigests]:
+    """Hash every file below the folders, on all cores (hashlib releases the GIL)."""
     files = [file for folder in folders if folder.is_dir() for file in files_of(folder)]
     total = sum(file.stat().st_size for file in files)
     found = {}
-    interval = 0.5 if sys.stderr.isatty() else 10.0
-    shown = {"desc": "hashing", "unit": "B", "unit_scale": True, "mininterval": interval}
     with (
-        tqdm(total=total, disable=total < SILENT_BYTES, **shown) as bar,
+        progress_bar(total, "hashing", "B", unit_scale=True, disable=total < SILENT_BYTES) as bar,
         ThreadPoolExecutor(os.cpu_count() or 1) as pool,
     ):
-        for file, hashed in zip(files, pool.map(hash_file, files), strict=True):
-            found[file] = hashed
-            bar.update(hashed.bytes)
+        for file, digests in zip(files, pool.map(file_digests, files), strict=True):
+            found[file] = digests
+            bar.update(digests.bytes)
     return found
 
 
-# -- one version -------------------------------------------------------------------------------------------
+class _StageAudit:
+    """Compares every record of one stage's version with what is on disk."""
 
-
-class _Examiner:
-    """Compares everything that is said of one version with what stands on disk."""
-
-    def __init__(self, ledger: DvcLedger, stage: Stage, report: AuditReport, hashes: Mapping[Path, FileHash]):
-        self.ledger, self.stage, self.report, self.hashes = ledger, stage, report, hashes
+    def __init__(
+        self, ledger: DvcLedger, stage: Stage, report: AuditReport, digests: Mapping[Path, FileDigests]
+    ) -> None:
+        self.ledger, self.stage, self.report, self.digests = ledger, stage, report, digests
         self.folder = ledger.root / stage.out
         self.version = ledger.recorded(stage.name) or ""
-        self.remake = f"stemma materialize {stage.name} --force"
+        self.rebuild = f"stemma materialize {stage.name} --force"
         self.found = self._below(self.folder)
         self.node = report.nodes[stage.name] = Node(
             stage=stage.name,
@@ -140,97 +108,104 @@ class _Examiner:
             bytes=sum(found.bytes for found in self.found.values()),
         )
 
-    def examine(self) -> None:
-        """Add what disagrees, and what is out of date, to the report."""
+    def check(self) -> None:
+        """Add all disagreements, and what is out of date, to the report."""
         if not self.version:
-            made = f"Make it: stemma materialize {self.stage.name}"
-            self._wrong("dvc.lock", f"a version of {self.stage.name}", "none", made)
+            make = f"Make it: stemma materialize {self.stage.name}"
+            self._disagree("dvc.lock", f"a version of {self.stage.name}", "none", make)
             return
         if not self.folder.is_dir():
-            back = f"Bring it back: dvc checkout {self.stage.name}"
-            self._wrong(self.stage.out, self.version, "no such folder", back)
+            restore = f"Restore it: dvc checkout {self.stage.name}"
+            self._disagree(self.stage.out, self.version, "no such folder", restore)
             return
         statement = self._statement()
         if statement:
-            self.node.made.update(facts_of(statement))
-        named = self._compare_files(statement)
+            self.node.made.update(run_facts(statement))
+        any_file = self._compare_files(statement)
         version = dir_md5({name: found.md5 for name, found in self.found.items()})
-        if version != self.version and not named:
-            self._wrong(self.stage.out, f"{self.version} (dvc.lock)", version, self._mend())
+        if version != self.version and not any_file:
+            self._disagree(self.stage.out, f"{self.version} (dvc.lock)", version, self._restore())
         self._compare_inputs(statement)
+        self._note_changes()
         self._compare_crawl_files(statement)
 
-    def _wrong(self, where: str, expected: str | None, found: str | None, mend: str) -> None:
-        wrong = Disagreement(self.stage.name, where, expected or "nothing", found or "nothing", mend)
+    def _disagree(self, where: str, expected: str | None, found: str | None, fix: str) -> None:
+        wrong = Disagreement(self.stage.name, where, expected or "nothing", found or "nothing", fix)
         self.report.disagreements.append(wrong)
 
-    def _below(self, folder: Path) -> dict[str, FileHash]:
-        inside = ((path, found) for path, found in self.hashes.items() if path.is_relative_to(folder))
+    def _below(self, folder: Path) -> dict[str, FileDigests]:
+        inside = ((path, found) for path, found in self.digests.items() if path.is_relative_to(folder))
         return {path.relative_to(folder).as_posix(): found for path, found in inside}
 
-    def _statement(self) -> dict[str, Any] | None:
+    def _statement(self) -> Statement | None:
         try:
-            return provenance.read_statement(self.ledger.root, self.stage.name, self.version)
-        except provenance.StatementError as error:
-            path = provenance.statement_path(self.ledger.root, self.stage.name, self.version)
+            return read_statement(self.ledger.root, self.stage.name, self.version)
+        except StatementError as error:
+            path = statement_path(self.ledger.root, self.stage.name, self.version)
             shown = path.relative_to(self.ledger.root).as_posix()
-            mend = f"Take it from git (git checkout -- {shown}), or: {self.remake}"
-            self._wrong(shown, f"the provenance of {self.version}", str(error), mend)
+            fix = f"Restore it from git (git checkout -- {shown}), or: {self.rebuild}"
+            self._disagree(shown, f"the provenance of {self.version}", str(error), fix)
             return None
 
-    def _compare_files(self, statement: dict[str, Any] | None) -> bool:
-        """Each file against the statement, then against DVC's listing. Returns whether any was named."""
-        named = set()
+    def _compare_files(self, statement: Statement | None) -> bool:
+        """Each file against the statement, then against DVC's listing. Returns whether any file disagrees."""
+        reported = set()
         if statement:
-            found = {name: f.sha256 for name, f in self.found.items()}
-            for name, stated, actual in provenance.verify_statement(statement, found):
-                named.add(name)
+            sha256 = {name: f.sha256 for name, f in self.found.items()}
+            for name, stated, actual in verify_statement(statement, sha256):
+                reported.add(name)
                 where = f"{self.stage.out}/{name}"
-                self._wrong(where, _digest("sha256", stated), _digest("sha256", actual), self._mend(name))
-        listing = self.ledger.cached_listing(self.version)
-        for name in sorted({*listing, *self.found} - named) if listing else []:
-            actual = self.found[name].md5 if name in self.found else None
-            if listing.get(name) != actual:
-                named.add(name)
-                where, expected = f"{self.stage.out}/{name}", _digest("md5", listing.get(name))
-                self._wrong(where, expected, _digest("md5", actual), self._mend(name))
-        return bool(named)
+                self._disagree(
+                    where, _digest("sha256", stated), _digest("sha256", actual), self._restore(name)
+                )
+        listing = self.ledger.cached_listing(self.version) or {}
+        for name in sorted({*listing, *self.found} - reported) if listing else []:
+            listed = listing.get(name)
+            found = self.found[name].md5 if name in self.found else None
+            if listed != found:
+                reported.add(name)
+                where = f"{self.stage.out}/{name}"
+                self._disagree(where, _digest("md5", listed), _digest("md5", found), self._restore(name))
+        return bool(reported)
 
-    def _mend(self, name: str | None = None) -> str:
+    def _restore(self, name: str | None = None) -> str:
         """How to get the recorded bytes back: from DVC's cache, unless they are damaged or missing there too."""
         listing = self.ledger.cached_listing(self.version)
         if listing is None:
-            return f"DVC's cache does not hold this version: dvc pull {self.stage.name}, or {self.remake}"
+            return f"DVC's cache does not hold this version: dvc pull {self.stage.name}, or {self.rebuild}"
         for md5 in [listing[name]] if name in listing else listing.values():
             cached = self.ledger.cached(md5)
             if not cached.is_file() or file_md5(cached) != md5:
-                return f"DVC's cache holds no good copy either. Make it anew: {self.remake}"
-        return f"Bring it back from DVC's cache: dvc checkout --force {self.stage.name}"
+                return f"DVC's cache holds no good copy either. Rebuild it: {self.rebuild}"
+        return f"Restore it from DVC's cache: dvc checkout --force {self.stage.name}"
 
-    def _compare_inputs(self, statement: dict[str, Any] | None) -> None:
-        """What it was made from, by dvc.lock and by the statement, against what stands upstream."""
-        entry = self.ledger.lock_entry(self.stage.name) or {}
-        recorded = {dep["path"]: dep.get("md5") for dep in entry.get("deps") or []}
-        again = f"It was made from something else. Make it anew: {self.remake}"
-        stated = provenance.upstream_versions(statement) if statement else {}
+    def _compare_inputs(self, statement: Statement | None) -> None:
+        """The inputs that dvc.lock and the statement record, against the versions upstream."""
+        recorded = self._recorded_deps()
+        rebuild = f"It was made from something else. Rebuild it: {self.rebuild}"
+        stated = upstream_versions(statement) if statement else {}
+        upstream = [self.ledger.stage(name) for name in self.node.upstream]
         for path in self.stage.data_deps:
-            stages = [self.ledger.stage(n) for n in self.node.upstream]
-            below = [s for s in stages if Path(s.out).is_relative_to(path)]
+            below = [stage for stage in upstream if Path(stage.out).is_relative_to(path)]
             found = self._input_version(path, below)
             if found is not None and found != recorded.get(path):
-                self._wrong(
-                    f"dvc.lock: {path} as read by {self.stage.name}", found, recorded.get(path), again
-                )
+                where = f"dvc.lock: {path} as read by {self.stage.name}"
+                self._disagree(where, found, recorded.get(path), rebuild)
                 continue
-            for upstream in below if statement else []:
-                now = self.ledger.recorded(upstream.name)
-                if stated.get(upstream.name) != now:
-                    where = f"provenance of {self.stage.name}: {upstream.name}"
-                    self._wrong(where, f"{now} (dvc.lock)", stated.get(upstream.name), again)
+            for stage in below if statement else []:
+                now = self.ledger.recorded(stage.name)
+                if stated.get(stage.name) != now:
+                    where = f"provenance of {self.stage.name}: {stage.name}"
+                    self._disagree(where, f"{now} (dvc.lock)", stated.get(stage.name), rebuild)
+
+    def _note_changes(self) -> None:
+        """Note the code and parameters that changed since the version was made: it is intact, but out of date."""
+        recorded = self._recorded_deps()
         for path in self.stage.code_deps:
             here = self.ledger.root / path
             if not here.exists() or path_md5(here) != recorded.get(path):
                 self.report.notes.append(f"{path} has changed since {self.stage.name} was made.")
+        entry = self.ledger.lock_entry(self.stage.name) or {}
         params = (entry.get("params") or {}).get("params.yaml") or {}
         for name in self.stage.params:
             if params.get(name) != self.stage.param_values.get(name):
@@ -238,8 +213,12 @@ class _Examiner:
                     f"{name} in params.yaml has changed since {self.stage.name} was made."
                 )
 
+    def _recorded_deps(self) -> dict[str, str | None]:
+        entry = self.ledger.lock_entry(self.stage.name) or {}
+        return {dep["path"]: dep.get("md5") for dep in entry.get("deps") or []}
+
     def _input_version(self, path: str, stages: list[Stage]) -> str | None:
-        """The version upstream, of one stage or of a folder of several; None if its files were found wrong."""
+        """The version upstream, of one stage or of a folder of several; None if its files already disagree."""
         if len(stages) == 1 and stages[0].out == path:
             return self.ledger.recorded(stages[0].name)
         if {wrong.stage for wrong in self.report.disagreements} & {s.name for s in stages}:
@@ -247,12 +226,12 @@ class _Examiner:
         below = self._below(self.ledger.root / path)
         return dir_md5({name: found.md5 for name, found in below.items()})
 
-    def _compare_crawl_files(self, statement: dict[str, Any] | None) -> None:
-        """Raw WARC files, wherever they stand, against the manifest and the statement."""
-        stated = provenance.warc_digests(statement) if statement else {}
-        named = {wrong.where for wrong in self.report.disagreements}
+    def _compare_crawl_files(self, statement: Statement | None) -> None:
+        """Raw WARC files, wherever they are, against the manifest and the statement."""
+        stated = warc_digests(statement) if statement else {}
+        reported = {wrong.where for wrong in self.report.disagreements}
         manifest = f"{self.stage.out}/manifest.jsonl"
-        if manifest in named:  # it is no witness then
+        if manifest in reported:  # a damaged manifest: only the statement can be used
             listed = stated
         elif (self.ledger.root / manifest).is_file():
             lines = (self.ledger.root / manifest).read_text(encoding="utf-8").splitlines()
@@ -262,87 +241,23 @@ class _Examiner:
         for name, expected in listed.items():
             if statement and stated.get(name) != expected:
                 where = f"provenance of {self.stage.name}: {name}"
-                self._wrong(
-                    where, _digest("sha256", expected), _digest("sha256", stated.get(name)), self.remake
-                )
-            inside = self.found.get(name)
-            if inside is None and "://" in name:
-                self.report.notes.append(f"{name} is remote: it was not fetched to be hashed again.")
-                continue
-            outside = self.ledger.root / name
-            actual = inside.sha256 if inside else provenance.sha256(outside) if outside.is_file() else None
-            self.node.warc_files += inside is None
-            where = f"{self.stage.out}/{name}" if inside else name
-            if actual != expected and where not in named:
-                mend = f"Restore this file of the crawl; if it is right as it is, take it in: {self.remake}"
-                self._wrong(where, _digest("sha256", expected), _digest("sha256", actual), mend)
+                found = stated.get(name)
+                self._disagree(where, _digest("sha256", expected), _digest("sha256", found), self.rebuild)
+            self._compare_crawl_file(name, expected, reported)
+
+    def _compare_crawl_file(self, name: str, expected: str, reported: set[str]) -> None:
+        inside = self.found.get(name)
+        if inside is None and "://" in name:
+            self.report.notes.append(f"{name} is remote: it was not fetched to be hashed again.")
+            return
+        outside = self.ledger.root / name
+        actual = inside.sha256 if inside else file_sha256(outside) if outside.is_file() else None
+        self.node.warc_files += inside is None
+        where = f"{self.stage.out}/{name}" if inside else name
+        if actual != expected and where not in reported:
+            fix = f"Restore this file of the crawl; if its new content is intended, record it: {self.rebuild}"
+            self._disagree(where, _digest("sha256", expected), _digest("sha256", actual), fix)
 
 
 def _digest(algorithm: str, digest: str | None) -> str | None:
     return digest if digest in (None, "nothing") else f"{algorithm} {digest}"
-
-
-# -- the other ledgers ---------------------------------------------------------------------------------------
-
-
-def _compare_dagster(ledger: DvcLedger, report: AuditReport, instance: DagsterInstance | None) -> None:
-    """Dagster's latest data version of every member of the family."""
-    from lineage.sync import data_version_in_dagster
-
-    home = Path(os.environ.get("DAGSTER_HOME") or ledger.root / ".dagster")
-    if instance is None and not (home / "dagster.yaml").exists():
-        report.notes.append("Dagster was not asked: it has no DAGSTER_HOME here.")
-        return
-    report.compared.append("Dagster")
-    if instance is None:
-        from resources.dagster_home import open_instance
-
-        opened = open_instance(ledger.root)
-    else:
-        opened = nullcontext(instance)
-    with opened as asked:
-        for node in report.nodes.values():
-            shown = data_version_in_dagster(asked, ledger.stage(node.stage))
-            if node.version and shown != node.version:
-                where, expected = f"Dagster: {node.stage}", f"{node.version} (dvc.lock)"
-                mend = "Tell Dagster what stands here: stemma sync"
-                report.disagreements.append(
-                    Disagreement(node.stage, where, expected, shown or "nothing", mend)
-                )
-
-
-def _compare_mlflow(
-    ledger: DvcLedger, report: AuditReport, find_runs: Callable[[str], list[dict[str, Any]]]
-) -> None:
-    """Every version whose statement names an MLflow run has one, and it read the versions that dvc.lock names."""
-    asked = False
-    for node in report.nodes.values():
-        if not node.version or not node.made.get("mlflow_run"):
-            continue
-        try:
-            runs = [run for run in find_runs(node.version) if run.get("role", "made") == "made"]
-        except ConnectionError as error:
-            report.notes.append(f"MLflow was not asked: {error}")
-            return
-        asked = True
-        read = {name: ledger.recorded(name) for name in node.upstream}
-        if not runs:
-            expected = f"a run tagged stemma.data_version = {node.version}"
-            mend = "Send what its server has not heard yet: stemma sync"
-            report.disagreements.append(
-                Disagreement(node.stage, f"MLflow: {node.stage}", expected, "none", mend)
-            )
-        elif not any(_read_these(run, read) for run in runs):
-            found = ", ".join(f"{n} {v}" for n, v in sorted((runs[-1].get("datasets") or {}).items()))
-            expected = ", ".join(f"{n} {v}" for n, v in sorted(read.items()))
-            mend = f"It was made from something else. Make it anew: stemma materialize {node.stage} --force"
-            report.disagreements.append(
-                Disagreement(node.stage, f"MLflow: datasets of {node.stage}", expected, found or "none", mend)
-            )
-    if asked:
-        report.compared.append("MLflow")
-
-
-def _read_these(run: Mapping[str, Any], versions: Mapping[str, str | None]) -> bool:
-    datasets = run.get("datasets")
-    return datasets is None or all(datasets.get(name) == version for name, version in versions.items())

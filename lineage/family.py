@@ -1,34 +1,28 @@
-"""A family tree of versions: its members, what an audit found about them, and how it is printed."""
+"""A family tree of versions, and what an audit found about it: facts only, printed by `lineage.printing`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from lineage import provenance
+from core.errors import WorkspaceError
+from lineage.statement import RunFacts, StatementError, load_statement, run_facts, statement_path, subjects
 from resources.dvc_ledger import DvcLedger
-from resources.workspace import WorkspaceError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.tree import Tree
 
 
 @dataclass(frozen=True)
 class Disagreement:
-    """One thing that two of files, statement, dvc.lock, Dagster and MLflow say differently."""
+    """One fact on which two of files, statement, dvc.lock, Dagster and MLflow disagree."""
 
     stage: str
     where: str  # a path, or the place in a ledger
     expected: str
     found: str
-    mend: str
+    fix: str
 
     def __str__(self) -> str:
-        return f"{self.where}: expected {self.expected}, found {self.found}. {self.mend}"
+        return f"{self.where}: expected {self.expected}, found {self.found}. {self.fix}"
 
 
 @dataclass
@@ -42,18 +36,18 @@ class Node:
     files: int = 0
     bytes: int = 0
     warc_files: int = 0  # raw files outside the folder
-    made: dict[str, Any] = field(default_factory=dict)  # run facts and commit, from the statement
+    made: RunFacts = field(default_factory=RunFacts)  # by which run, from the statement
 
 
 @dataclass
 class AuditReport:
-    """What an audit found: the family tree, and whatever disagrees."""
+    """What an audit found: the family tree, and all disagreements."""
 
     targets: list[str]
     nodes: dict[str, Node] = field(default_factory=dict)
     disagreements: list[Disagreement] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)  # whole, but out of date or not asked
-    compared: list[str] = field(default_factory=list)  # the ledgers that were there to be asked
+    notes: list[str] = field(default_factory=list)  # intact but out of date, or not compared
+    compared: list[str] = field(default_factory=list)  # the ledgers that were available for comparison
     seconds: float = 0.0
 
     @property
@@ -75,7 +69,7 @@ class AuditReport:
 
 
 def find_targets(ledger: DvcLedger, target: str) -> list[str]:
-    """The stages that a user means by an asset's name or a stage's."""
+    """The stages that an asset's name or a stage's name refers to. Raises WorkspaceError if there is none."""
     stages = ledger.stages()
     if target in stages:
         return [target]
@@ -87,8 +81,9 @@ def find_targets(ledger: DvcLedger, target: str) -> list[str]:
 
 
 def ancestors(ledger: DvcLedger, targets: list[str]) -> list[str]:
-    """The targets and all that they came from, upstream first."""
-    wanted, queue = set(), list(targets)
+    """The targets and everything upstream of them, upstream first."""
+    wanted: set[str] = set()
+    queue = list(targets)
     while queue:
         name = queue.pop()
         if name not in wanted:
@@ -97,98 +92,25 @@ def ancestors(ledger: DvcLedger, targets: list[str]) -> list[str]:
     return [name for name in ledger.in_order() if name in wanted]
 
 
-def family_tree(root: Path, target: str) -> Tree:
-    """The family tree of an asset as dvc.lock and the statements tell it, for printing. Nothing is hashed."""
+def read_family(root: Path, target: str) -> AuditReport:
+    """The family of an asset as dvc.lock and the statements record it. Nothing is hashed or validated."""
     ledger = DvcLedger(root)
     report = AuditReport(find_targets(ledger, target))
     for name in ancestors(ledger, report.targets):
         node = Node(name, ledger.recorded(name), ledger.stage(name).out, ledger.upstream(name))
         report.nodes[name] = node
-        if node.version is None:
-            continue
-        try:
-            statement = provenance.read_statement(root, name, node.version)
-        except provenance.StatementError as error:
-            node.made["unproven"] = str(error)
-        else:
-            node.files = len(provenance.subjects(statement))
-            node.made.update(facts_of(statement))
-    return as_tree(report, report.targets[0])
+        if node.version is not None:
+            _add_facts(root, node, node.version)
+    return report
 
 
-def facts_of(statement: Mapping[str, Any]) -> dict[str, Any]:
-    """Run, times, machine, commit and parameters of a version, as its statement tells them."""
-    definition = statement["predicate"]["buildDefinition"]
-    source = next((d for d in definition["resolvedDependencies"] if d["name"] == "source"), None)
-    facts = {**provenance.run_facts(statement), "params": definition["externalParameters"]["params"]}
-    if source:
-        facts["commit"] = source["digest"]["gitCommit"]
-        facts["dirty"] = source["annotations"]["dirty"]
-    return facts
-
-
-def print_tree(report: AuditReport, console: Console | None = None) -> None:
-    """Print the family tree, then what disagrees and how to mend it, then one line of result."""
-    from rich.console import Console
-    from rich.markup import escape
-
-    console = console or Console()
-    for target in report.targets:
-        console.print(as_tree(report, target))
-    console.print()
-    for note in report.notes:
-        console.print(f"[yellow]note[/]      {escape(note)}", soft_wrap=True)
-    for wrong in report.disagreements:
-        console.print(f"[red]disagrees[/] [bold]{escape(wrong.where)}[/]", soft_wrap=True)
-        for word, text in (("expected", wrong.expected), ("found", wrong.found), ("mend", wrong.mend)):
-            console.print(f"          {word:<9}{escape(text)}", soft_wrap=True)
-    read = f"{report.files:,} files, {report.bytes:,} bytes read again in {report.seconds:,.1f} s"
-    compared = ", ".join(report.compared)
-    if report.agrees:
-        console.print(f"[green]All agree[/]: {compared}; {read}.", soft_wrap=True)
-    else:
-        many = len(report.disagreements)
-        found = "One disagreement" if many == 1 else f"{many} disagreements"
-        console.print(f"[red]{found}[/] among {compared}; {read}.", soft_wrap=True)
-
-
-def as_tree(report: AuditReport, target: str) -> Tree:
-    """The family of one version, itself at the root; what appears twice is unfolded once."""
-    from rich.tree import Tree
-
-    bad = {wrong.stage for wrong in report.disagreements}
-    tree = Tree(_label(report.nodes[target], bad), guide_style="dim")
-    unfolded: set[str] = set()
-
-    def grow(branch: Tree, name: str) -> None:
-        unfolded.add(name)
-        # A model descends from its nearest parent first: the tokenizer, say, before the corpus it shares with it.
-        for parent in reversed(report.nodes[name].upstream):
-            node = report.nodes[parent]
-            again = parent in unfolded
-            leaf = branch.add(_label(node, bad) + (" [dim](as above)[/]" if again and node.upstream else ""))
-            if not again:
-                grow(leaf, parent)
-
-    grow(tree, target)
-    return tree
-
-
-def _label(node: Node, bad: set[str]) -> str:
-    from rich.markup import escape
-
-    mark = "[red]✗[/] " if node.stage in bad else ""
-    if node.version is None:
-        return f"{mark}[bold]{escape(node.stage)}[/] [red]not made yet[/]"
-    made = node.made
-    words = [f"{node.files:,} files" if node.files != 1 else "1 file"]
-    if node.warc_files:
-        words.append(f"{node.warc_files:,} crawl files elsewhere")
-    if made.get("finished"):
-        words.append(str(made["finished"]).replace("T", " ").removesuffix("Z") + " UTC")
-    if made.get("commit"):
-        words.append(f"commit {made['commit'][:8]}" + (" with changes" if made.get("dirty") else ""))
-    if made.get("unproven"):
-        words.append("[yellow]no provenance[/]")
-    version = node.version.removesuffix(".dir")[:12]
-    return f"{mark}[bold]{escape(node.stage)}[/] [cyan]{version}[/] [dim]{', '.join(words)}[/]"
+def _add_facts(root: Path, node: Node, version: str) -> None:
+    try:
+        statement = load_statement(root, node.stage, version)
+        node.files = len(subjects(statement))
+        node.made.update(run_facts(statement))
+    except StatementError as error:
+        node.made["unproven"] = str(error)
+    except (KeyError, TypeError, AttributeError):
+        path = statement_path(Path(), node.stage, version)
+        node.made["unproven"] = f"{path}: not an in-toto statement with SLSA provenance."

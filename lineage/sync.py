@@ -1,10 +1,10 @@
-"""After `git checkout` and `dvc checkout`: tell Dagster which versions stand here now.
+"""After `git checkout` and `dvc checkout`: report to Dagster the versions that are on disk now.
 
-Dagster trusts its event log and not the disk, so after a roll-back it shows versions that are gone. `sync`
+Dagster reads its event log and not the disk, so after a roll-back it shows versions that are no longer there. `sync`
 compares dvc.lock with the log and reports each difference as a materialisation outside any run, with the tags
-by which Dagster judges staleness: the version, the code's version, and the versions and events of the inputs.
-Upstream first, for an input's event must be in the log before it is pointed at. Nothing is made or changed on
-disk, and what already agrees is left alone: a second `sync` reports nothing.
+from which Dagster computes staleness: the version, the code's version, and the versions and events of the inputs.
+Upstream first, because an input's event must be in the log before a tag can point to it. Nothing is built or changed
+on disk, and what already agrees is not reported: a second `sync` reports nothing.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from resources.dvc_ledger import DvcLedger, Stage
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance, EventLogRecord
+    from dagster._core.definitions.data_version import DataProvenance
 
 RESTORED = "restored by stemma sync from dvc.lock"
-# A pointer to the log's first event: every later event of the input counts as an update, so Dagster says "stale".
+# A pointer to the log's first event: every later event of the input counts as an update, so Dagster shows "stale".
 BEFORE_EVERYTHING = 1
 
 
@@ -37,14 +38,14 @@ def sync(root: Path, instance: DagsterInstance) -> list[str]:
         stage = ledger.stage(name)
         if not (ledger.root / stage.out).exists() or ledger.hash_out(name) != version:
             lines.append(
-                f"{name}: not reported, for {stage.out} is not version {version}. Run 'dvc checkout'."
+                f"{name}: not reported, because {stage.out} is not version {version}. Run 'dvc checkout'."
             )
             continue
-        standing = _Standing(ledger, instance, stage, version)
-        wrong = standing.disagreements()
-        if wrong:
-            standing.report()
-            lines.append(f"{name}: {version} ({'; '.join(wrong)})")
+        recorded = _RecordedVersion(ledger, instance, stage, version)
+        differences = recorded.differences()
+        if differences:
+            recorded.report()
+            lines.append(f"{name}: {version} ({'; '.join(differences)})")
     return lines
 
 
@@ -53,8 +54,8 @@ def data_version_in_dagster(instance: DagsterInstance, stage: Stage) -> str | No
     return _version_of(_latest(instance, stage))
 
 
-class _Standing:
-    """A version that stands on disk as dvc.lock records it, beside what Dagster's log says of it."""
+class _RecordedVersion:
+    """A version that is on disk as dvc.lock records it, compared with what Dagster's log says about it."""
 
     def __init__(self, ledger: DvcLedger, instance: DagsterInstance, stage: Stage, version: str):
         self.ledger, self.instance, self.stage, self.version = ledger, instance, stage, version
@@ -70,25 +71,27 @@ class _Standing:
             if any(Path(s.out).is_relative_to(path) for s in stages for path in changed)
         }
 
-    def disagreements(self) -> list[str]:
-        """What Dagster's log says otherwise than dvc.lock, in words."""
+    def differences(self) -> list[str]:
+        """Where Dagster's log differs from dvc.lock, one sentence each."""
         from dagster._core.definitions.data_version import extract_data_provenance_from_entry
 
         record = _latest(self.instance, self.stage)
-        if _version_of(record) != self.version:
+        if record is None or _version_of(record) != self.version:
             return [f"Dagster showed {_version_of(record) or 'none'}"]
         provenance = extract_data_provenance_from_entry(record.event_log_entry)
         if provenance is None:
-            return ["Dagster did not know its inputs"]
-        wrong = ["Dagster showed other code"] if provenance.code_version != self.code_version else []
+            return ["Dagster had not recorded its inputs"]
+        found = []
+        if provenance.code_version != self.code_version:
+            found.append("Dagster showed another code version")
         for asset in self.inputs:
-            stale_there = self._stale_in_dagster(provenance, asset)
-            if stale_there != (asset in self.changed):
-                wrong.append(f"Dagster showed its {asset} as {'changed' if stale_there else 'unchanged'}")
-        return wrong
+            stale = self._is_stale_in_dagster(provenance, asset)
+            if stale != (asset in self.changed):
+                found.append(f"Dagster showed its {asset} as {'changed' if stale else 'unchanged'}")
+        return found
 
     def report(self) -> None:
-        """Write the version into Dagster's log, with the numbers and plot that it was shown with before."""
+        """Write the version to Dagster's log, with the metadata that Dagster showed for it before."""
         from dagster import AssetMaterialization
         from dagster._core.definitions.data_version import (
             CODE_VERSION_TAG,
@@ -111,8 +114,8 @@ class _Standing:
         )
         self.instance.report_runless_asset_event(event)
 
-    def _stale_in_dagster(self, provenance: Any, asset: str) -> bool:
-        """Whether Dagster holds an input to be updated since, by the rule of its CachingStaleStatusResolver."""
+    def _is_stale_in_dagster(self, provenance: DataProvenance, asset: str) -> bool:
+        """Whether Dagster considers an input updated since, by the rule of its CachingStaleStatusResolver."""
         from dagster import AssetKey
 
         key, stages = AssetKey(asset), self.inputs[asset]
@@ -146,17 +149,17 @@ class _Standing:
         return tags
 
     def _input_version(self, stages: list[Stage]) -> str:
-        """The version of an input that dvc.lock says this one was made from, in Dagster's words."""
+        """The version of an input that dvc.lock says this one was made from, in Dagster's format."""
         if stages[0].partition is None:
             deps = (self.ledger.lock_entry(self.stage.name) or {}).get("deps") or []
             return next(str(dep.get("md5")) for dep in deps if dep["path"] == stages[0].out)
-        # Dagster's version of several partitions: sha256 of theirs, joined in the order of their names.
+        # Dagster's version of several partitions: SHA-256 of their versions, concatenated in order of their names.
         versions = [str(self.ledger.recorded(s.name)) for s in sorted(stages, key=lambda s: str(s.partition))]
         return hashlib.sha256("".join(versions).encode()).hexdigest()
 
 
 def _metadata_before(instance: DagsterInstance, stage: Stage, version: str) -> dict[str, Any]:
-    """What Dagster showed for this version when it was made, so that its numbers and plot come back too."""
+    """The metadata (numbers, plot) that Dagster recorded for this version when it was made."""
     from dagster import AssetKey, AssetRecordsFilter
 
     wanted = AssetRecordsFilter(

@@ -13,8 +13,11 @@ import pytest
 from rich.console import Console
 from tiny_project import DVC, build_chain, make, sh
 
-from lineage.audit import audit, family_tree, print_tree
-from lineage.provenance import sha256, statement_path, write_statement
+from core.hashing import file_sha256
+from lineage.audit import audit
+from lineage.printing import family_tree, print_tree
+from lineage.provenance import write_statement
+from lineage.statement import statement_path
 from lineage.sync import sync
 from resources.dvc_ledger import DvcLedger, file_md5, path_md5
 from resources.workspace import Workspace, WorkspaceError
@@ -89,7 +92,7 @@ FILES = [
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_one_changed_byte_in_any_upstream_file_is_named_and_can_be_mended(ledger, file):
+def test_one_changed_byte_in_any_upstream_file_is_named_and_can_be_restored(ledger, file):
     sh(ledger.root, DVC, "status")  # DVC's cache of hashes is warm and would vouch for the file
     flip(ledger.root / file)
     report = audit(ledger.root, "base_model")
@@ -97,10 +100,10 @@ def test_one_changed_byte_in_any_upstream_file_is_named_and_can_be_mended(ledger
     wrong = report.disagreements[0]
     assert wrong.expected.startswith("sha256 ") and wrong.found.startswith("sha256 ")
     assert wrong.expected != wrong.found
-    assert wrong.mend == f"Bring it back from DVC's cache: dvc checkout --force {wrong.stage}"
+    assert wrong.fix == f"Restore it from DVC's cache: dvc checkout --force {wrong.stage}"
     assert f"disagrees {file}" in printed(report)
     (ledger.root / file).unlink()
-    sh(ledger.root, *wrong.mend.split(": ")[1].replace("dvc", DVC, 1).split())
+    sh(ledger.root, *wrong.fix.split(": ")[1].replace("dvc", DVC, 1).split())
     assert audit(ledger.root, "base_model").agrees
 
 
@@ -137,7 +140,7 @@ def test_a_byte_changed_through_a_hard_link_says_that_the_cache_is_damaged_too(c
     flip(chain / "data/tokenizer/made.txt")
     (wrong,) = audit(chain, "base_model").disagreements
     assert wrong.where == "data/tokenizer/made.txt"
-    assert wrong.mend.endswith("no good copy either. Make it anew: stemma materialize tokenizer --force")
+    assert wrong.fix.endswith("no good copy either. Rebuild it: stemma materialize tokenizer --force")
     make(chain, "tokenizer")
     assert audit(chain, "base_model").agrees
 
@@ -148,7 +151,7 @@ def test_crawl_files_that_stand_elsewhere_are_hashed_too(ledger):
     outside.write_bytes(b"WARC/1.0 from afar")
     manifest = ledger.root / "data/raw_crawl/sample/manifest.jsonl"
     line = json.loads(manifest.read_text())
-    more = {**line, "file": "warcs/00001.warc", "local": False, "sha256": sha256(outside)}
+    more = {**line, "file": "warcs/00001.warc", "local": False, "sha256": file_sha256(outside)}
     far = {**more, "file": "s3://crawl/00002.warc"}
     manifest.write_text("".join(json.dumps(entry) + "\n" for entry in (line, more, far)))
     version = ledger.commit("raw_crawl@sample")
@@ -206,7 +209,7 @@ def test_an_undeclared_folder_beside_the_corpus_is_named(ledger):
     (ledger.root / "data/cleaned_corpus/old").mkdir()
     (ledger.root / "data/cleaned_corpus/old/a.txt").write_text("x")
     (wrong,) = audit(ledger.root, "base_model").disagreements
-    assert wrong.where == "data/cleaned_corpus/old" and "stemma retire old" in wrong.mend
+    assert wrong.where == "data/cleaned_corpus/old" and "stemma retire old" in wrong.fix
 
 
 def test_dagsters_log_is_compared_where_there_is_one(ledger, monkeypatch):
@@ -221,7 +224,7 @@ def test_dagsters_log_is_compared_where_there_is_one(ledger, monkeypatch):
         instance.report_runless_asset_event(event)
         (wrong,) = audit(ledger.root, "base_model", instance=instance).disagreements
         assert (wrong.where, wrong.found) == ("Dagster: tokenizer", "of-yesterday")
-        assert wrong.mend == "Tell Dagster what stands here: stemma sync"
+        assert wrong.fix == "Report the versions on disk to Dagster: stemma sync"
 
 
 def test_mlflows_runs_are_compared(ledger):

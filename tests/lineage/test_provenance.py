@@ -9,17 +9,17 @@ import os
 import pytest
 from tiny_project import make
 
-from lineage.provenance import (
+from core.hashing import file_sha256
+from lineage.provenance import write_statement
+from lineage.statement import (
     StatementError,
     read_statement,
     run_facts,
-    sha256,
     statement_path,
     subjects,
     upstream_versions,
     verify_statement,
     warc_digests,
-    write_statement,
 )
 from resources.dvc_ledger import DvcLedger
 
@@ -96,10 +96,10 @@ def test_dependencies_name_upstream_versions_warcs_commit_code_and_environment(m
     by_name = {d["name"]: d for d in base["predicate"]["buildDefinition"]["resolvedDependencies"]}
     assert by_name["source"]["digest"]["gitCommit"] == made.git_state().commit
     assert by_name["source"]["annotations"]["dirty"] is False
-    assert by_name["code/train.py"]["digest"]["sha256"] == sha256(made.root / "code/train.py")
-    assert by_name["constraints.txt"]["digest"]["sha256"] == sha256(made.root / "constraints.txt")
+    assert by_name["code/train.py"]["digest"]["sha256"] == file_sha256(made.root / "code/train.py")
+    assert by_name["constraints.txt"]["digest"]["sha256"] == file_sha256(made.root / "constraints.txt")
     warc = made.root / "data/raw_crawl/sample/00000.warc"
-    assert warc_digests(statement_of(made, "raw_crawl@sample")) == {"00000.warc": sha256(warc)}
+    assert warc_digests(statement_of(made, "raw_crawl@sample")) == {"00000.warc": file_sha256(warc)}
     parameters = base["predicate"]["buildDefinition"]["externalParameters"]["params"]
     assert parameters == {"base_model": {"depth": 2, "lr": 1e-3}}
 

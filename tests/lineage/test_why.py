@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from corpus.ledger import DOCUMENT_SCHEMA, LEDGER_SCHEMA, write_parquet
-from lineage.why import nearest, print_rows, why
+from lineage.printing import print_rows
+from lineage.why import nearest, why
 from resources.workspace import Workspace, WorkspaceError
 
 URL = "https://example.org/page"
