@@ -264,6 +264,23 @@ def test_the_family_tree_prints_without_hashing_and_before_all_is_made(ledger, c
         family_tree(chain, "basemodel")
 
 
+@pytest.mark.parametrize("damaged", ['{"predicate', "[]", '{"predicate": {"runDetails": {}}}'])
+def test_the_family_tree_marks_a_version_whose_statement_is_damaged(ledger, damaged):
+    statement_path(ledger.root, "tokenizer", ledger.recorded("tokenizer")).write_text(damaged)
+    out = io.StringIO()
+    Console(file=out, width=200, color_system=None).print(family_tree(ledger.root, "tokenizer"))
+    first, *rest = out.getvalue().splitlines()
+    assert "no provenance" in first and "no provenance" not in "".join(rest)
+
+
+def test_a_statement_without_subjects_is_marked_too(ledger):
+    path = statement_path(ledger.root, "tokenizer", ledger.recorded("tokenizer"))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "subject": None}))
+    out = io.StringIO()
+    Console(file=out, width=200, color_system=None).print(family_tree(ledger.root, "tokenizer"))
+    assert "no provenance" in out.getvalue().splitlines()[0]
+
+
 def test_the_folder_hash_of_the_audit_is_dvcs(ledger):
     for name in ledger.in_order():
         assert path_md5(ledger.root / ledger.stage(name).out) == ledger.hash_out(name)
