@@ -1,1 +1,1 @@
-"""Who descends from whom: provenance statements, the audit of a family tree, why a page went where it went."""
+"""Lineage: provenance statements, the audit of a family tree, what happened to a page, `stemma sync`."""

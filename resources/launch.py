@@ -246,7 +246,7 @@ def _failure(module: str, command: list[str], code: int, last: list[str]) -> Tra
     elif code < 0:
         how = f"was ended by {signal.Signals(-code).name}"
     elif code == 128 + signal.SIGTERM:
-        how = "was asked to stop, and did (SIGTERM)"
+        how = "ended after a request to stop (SIGTERM)"
     else:
         how = f"failed with exit code {code}"
     output = "\n".join(last) or "(no output)"

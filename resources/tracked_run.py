@@ -219,7 +219,9 @@ def _digest(version: str | None) -> str:
     """A data version as an MLflow digest: <md5>.dir is 36 characters, exactly the limit."""
     digest = version or "unversioned"
     if len(digest) > LONGEST_DIGEST:
-        raise ValueError(f"{digest}: {len(digest)} characters; MLflow takes a digest of {LONGEST_DIGEST}.")
+        raise ValueError(
+            f"{digest}: {len(digest)} characters; the limit of MLflow for a digest is {LONGEST_DIGEST}."
+        )
     return digest
 
 

@@ -81,7 +81,10 @@ class MlflowTracker:
         return self.store().find_runs(data_version)
 
     def server_command(self, host: str = "127.0.0.1", port: int = 5000) -> tuple[list[str], dict[str, str]]:
-        """Arguments and environment of an MLflow UI over our database, in 0.5 GB of memory instead of 3."""
+        """Arguments and environment of an MLflow UI over our database, in 0.5 GB of memory instead of 3.
+
+        Not for a store that is a server already: it has its own UI.
+        """
         argv = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)]
         argv += ["--backend-store-uri", self.store().uri, "--workers", "1"]
         argv += ["--default-artifact-root", str(self.artifacts_path())]
