@@ -19,13 +19,13 @@ class Number:
 
 
 def square(task: Number, progress: Callable[[int], None]) -> dict[str, int]:
-    """Nothing but a square."""
+    """Compute a square."""
     progress(task.value)
     return {"square": task.value**2}
 
 
 def wait_long(task: Number, progress: Callable[[int], None]) -> int:
-    """Say which process this is, and be too slow to end; the number 0 is done at once."""
+    """Write this process's id and sleep; the number 0 is done at once."""
     (task.folder / f"{task.value}.pid").write_text(str(os.getpid()))
     if task.value:
         time.sleep(600)
@@ -40,7 +40,7 @@ def refuse(task: Number, progress: Callable[[int], None]) -> int:
 
 
 def always_killed(task: Number, progress: Callable[[int], None]) -> int:
-    """Kill whoever runs this, and its parent: the engine's own worker."""
+    """Kill this process and its parent, the engine's own worker."""
     print("here I end", flush=True)
     os.kill(os.getppid(), signal.SIGKILL)
     time.sleep(60)
@@ -48,7 +48,7 @@ def always_killed(task: Number, progress: Callable[[int], None]) -> int:
 
 
 def unit_killed_once(task: UnitTask, progress: Callable[[int], None]) -> Path:
-    """Clean a file; the first time the second file is cleaned, this process is killed in its middle."""
+    """Clean a file; the first time the second file is cleaned, this process is killed half-way."""
     return _killed_once(task, os.getpid() if "01" in task.name else 0)
 
 

@@ -1,7 +1,7 @@
-"""A Slurm of one machine for tests: sbatch, squeue and scancel as Stemma calls them, job arrays run for real.
+"""A fake Slurm on one machine: sbatch, squeue and scancel as Stemma calls them; job arrays run as processes.
 
 Like the real one: sbatch answers at once and the elements run later, at most as many at a time as the array allows
-and the "node" has cores; each is a session of its own with Slurm's variables; a job that ended is forgotten by squeue;
+and the "node" has cores; each is a session of its own with Slurm's variables; squeue no longer lists a job that ended;
 scancel sends SIGTERM, then SIGKILL. Jobs live in the folder FAKE_SLURM.
 """
 
@@ -82,7 +82,7 @@ def scancel(options: dict[str, str]) -> None:
 
 
 def controller(job: str) -> None:
-    """The life of one array."""
+    """Run one array to its end."""
     folder = home() / job
     about = json.loads((folder / "job.json").read_text())
     waiting, running = list(range(about["count"])), {}

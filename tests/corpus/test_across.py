@@ -92,14 +92,14 @@ def test_a_crawl_against_an_older_one_loses_what_a_run_over_both_would_take_from
     old = alone[0][1]
     new = clean(crawls[1], tmp_path, "c1", against=[old])
     both = clean(crawls[0] + crawls[1], tmp_path, "both")
-    # In one run the longer page stays, against an older crawl the older: the number of pages is the same.
+    # In one run the longer page is kept, against an older crawl the older: the number of pages is the same.
     assert len(documents(old)) + len(documents(new)) == len(documents(both))
     rows = [row for row in read_ledger(new).to_pylist() if row["stage"] == "dedup"]
-    elder = [row for row in rows if row["detail"] == "of crawl c0"]
-    assert {row["rule"] for row in elder} == {"duplicate_url", "duplicate_text", "near_duplicate"}
-    assert {row["duplicate_of"] for row in elder} <= documents(old)
-    assert {row["duplicate_of"] for row in rows if row not in elder} <= documents(new)
-    assert check_conservation(new)["dropped"] >= len(rows) > len(elder) > 10
+    older = [row for row in rows if row["detail"] == "of crawl c0"]
+    assert {row["rule"] for row in older} == {"duplicate_url", "duplicate_text", "near_duplicate"}
+    assert {row["duplicate_of"] for row in older} <= documents(old)
+    assert {row["duplicate_of"] for row in rows if row not in older} <= documents(new)
+    assert check_conservation(new)["dropped"] >= len(rows) > len(older) > 10
 
 
 def test_the_old_crawl_is_known_by_its_signatures_alone(crawls, alone, tmp_path):
@@ -124,7 +124,7 @@ def test_a_chain_of_crawls_each_against_all_before_is_what_the_overlay_says(craw
     assert left[0] == documents(chain[0]) and stats["dropped"] == len(dropped) > 20
 
 
-def test_the_overlay_is_a_ledger_of_what_goes_and_names_what_stays(alone, tmp_path):
+def test_the_overlay_is_a_ledger_of_dropped_documents_that_names_the_kept_ones(alone, tmp_path):
     stats = find_across(alone, tmp_path / "across", CONFIG)
     rows = ledger_dataset(tmp_path / "across").to_table().to_pylist()
     assert ledger_dataset(tmp_path / "across").schema == LEDGER_SCHEMA
@@ -143,7 +143,7 @@ def test_the_overlay_is_a_ledger_of_what_goes_and_names_what_stays(alone, tmp_pa
     assert again == stats and (tmp_path / "across" / "ledger").is_dir()
 
 
-def test_the_order_of_crawls_says_which_page_stays(alone, tmp_path):
+def test_the_order_of_crawls_decides_which_page_is_kept(alone, tmp_path):
     find_across(alone[::-1], tmp_path / "across", CONFIG)
     assert {row["crawl"] for row in ledger_dataset(tmp_path / "across").to_table().to_pylist()} == {
         "c0",
@@ -152,7 +152,7 @@ def test_the_order_of_crawls_says_which_page_stays(alone, tmp_path):
 
 
 def test_a_younger_page_never_decides_between_older_ones(tmp_path):
-    """O ~ N ~ P with O and P apart: N goes, both others stay."""
+    """O ~ N ~ P, O and P not similar: N is dropped, both others are kept."""
     rng = random.Random(12)
     words = prose(rng, 460)
     texts = {"o": words[0:400], "n": words[30:430], "p": words[60:460]}
@@ -164,7 +164,7 @@ def test_a_younger_page_never_decides_between_older_ones(tmp_path):
     assert left_out(tmp_path / "across") == {("n", "urn:n")}
 
 
-def test_what_cannot_be_compared_is_said_in_a_sentence(crawls, alone, tmp_path):
+def test_corpora_that_cannot_be_compared_are_refused(crawls, alone, tmp_path):
     with pytest.raises(FileNotFoundError, match="no signatures"):
         clean(crawls[1], tmp_path, "c1", against=[tmp_path])
     with pytest.raises(ValueError, match="shingle_words = 5, here it is 7"):
@@ -172,12 +172,12 @@ def test_what_cannot_be_compared_is_said_in_a_sentence(crawls, alone, tmp_path):
     assert left_out(tmp_path / "nothing") == frozenset()
 
 
-def test_a_page_whose_kept_copy_is_not_at_hand_is_still_named(crawls, alone, tmp_path):
+def test_a_kept_page_of_an_absent_crawl_is_still_named(crawls, alone, tmp_path):
     """c1 was cleaned against c0. c2 against c1 alone: what c1 lost to c0 still names c0's page."""
     younger = clean(crawls[1], tmp_path, "c1", against=[alone[0][1]])
     youngest = clean(crawls[2], tmp_path, "c2", against=[younger])
     rows = [row for row in read_ledger(youngest).to_pylist() if row["duplicate_of"]]
     of_c0 = {row["duplicate_of"] for row in rows if row["duplicate_of"].startswith("urn:c0")}
     assert of_c0 and of_c0 <= documents(alone[0][1])
-    stays = documents(alone[0][1]) | documents(younger) | documents(youngest)
-    assert {row["duplicate_of"] for row in rows} <= stays
+    kept = documents(alone[0][1]) | documents(younger) | documents(youngest)
+    assert {row["duplicate_of"] for row in rows} <= kept

@@ -1,4 +1,4 @@
-"""A crawl cleaned whole: same bytes whatever happens, nothing lost, the planted truth found again."""
+"""A crawl cleaned as a whole: the same bytes on every run, no record lost, the planted truth found."""
 
 import hashlib
 import json
@@ -87,8 +87,8 @@ def score(folder: Path, work: Path) -> dict:
 
 def test_planted_duplicates_and_addresses_are_found(sample, tmp_path):
     scores = score(sample, tmp_path)
-    # The manual repeats itself here and there, which its truth does not know: a copy of such a page may be taken for
-    # a copy of its twin. Recall only, and of some twenty copies; PII whole.
+    # The manual repeats itself here and there, which its truth does not know: a copy of such a page may count
+    # as one of its original. Recall only, over some twenty copies; PII in full.
     assert scores["duplicates"]["right"] > 0 and scores["duplicates"]["recall"] >= 0.8
     assert scores["pii"]["right"] > 0 and min(scores["pii"][k] for k in ("precision", "recall")) >= 0.95
     assert scores["extraction"]["f1"] > 0.95
@@ -105,7 +105,7 @@ def test_pages_of_other_languages_are_found(tmp_path):
         assert found["right"] > 10 and found["precision"] >= 0.95 and found["recall"] >= 0.95, (name, found)
 
 
-def test_why_a_page_is_not_there_can_be_asked_by_url_and_host(cleaned):
+def test_ledger_rows_are_found_by_url_and_host(cleaned):
     row = next(row for row in read_ledger(cleaned).to_pylist() if row["stage"] == "dedup")
     assert row in rows_for_url(cleaned, row["url"])
     assert row in rows_for_url([cleaned], row["host"])
@@ -113,7 +113,7 @@ def test_why_a_page_is_not_there_can_be_asked_by_url_and_host(cleaned):
 
 
 def kill_a_worker_at_work(work: Path, killed: list[int]) -> None:
-    """Wait until a worker of this process stands at a record, and kill it as the kernel would."""
+    """Wait until a worker of this process has begun a record, and kill it as the kernel would."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         at_work = [at for at in work.rglob("*.at") if at.read_text().strip()]
@@ -141,7 +141,7 @@ def run_alone(sample: Path, folder: Path, root: Path) -> subprocess.Popen:
     return subprocess.Popen([*command, *options], cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-def test_a_killed_run_leaves_no_process_and_is_taken_up_where_it_stood(sample, root, tmp_path):
+def test_a_killed_run_leaves_no_process_and_the_next_one_continues_it(sample, root, tmp_path):
     run = run_alone(sample, tmp_path, root)
     deadline = time.monotonic() + 60
     while not list((tmp_path / "work").glob("units/*/unit.json")) and time.monotonic() < deadline:
@@ -194,7 +194,7 @@ def test_wet_text_is_cleaned_too(shared_data, tmp_path):
     assert [row["stage"] for row in read_ledger(tmp_path / "out").to_pylist()] != ["read"]
 
 
-def test_a_crawl_of_unreadable_records_fails_but_can_be_looked_at(tmp_path):
+def test_a_crawl_of_unreadable_records_fails_but_can_be_inspected(tmp_path):
     files = write_pages(tmp_path / "a.warc.gz", [b"<p>x"])
     (tmp_path / "b.warc.gz").write_bytes(files[0][1].read_bytes()[:40])
     files.append(("b.warc.gz", tmp_path / "b.warc.gz"))
@@ -204,7 +204,7 @@ def test_a_crawl_of_unreadable_records_fails_but_can_be_looked_at(tmp_path):
     assert check_conservation(tmp_path / "out")["failed"] == 1
 
 
-def test_what_cannot_be_done_is_said_in_a_sentence(sample, tmp_path, monkeypatch):
+def test_errors_of_the_user_are_sentences(sample, tmp_path, monkeypatch):
     out, work, file = tmp_path / "out", tmp_path / "work", files_of(sample)[0]
     with pytest.raises(CleaningFailed, match="no file to clean"):
         clean_crawl([], out, work)

@@ -27,7 +27,7 @@ def edited(rng, text, share):
 
 
 def run(pages, config=CONFIG):
-    """{record id: (record id that stays, rule)} of (record_id, url, text) triples."""
+    """{record id: (record id of the kept page, rule)} of (record_id, url, text) triples."""
     signed = sign([(record, url, Words.of(text)) for record, url, text in pages], config)
     with tempfile.TemporaryDirectory() as folder:
         write_signatures(signed, Path(folder) / "a.parquet")
@@ -36,8 +36,8 @@ def run(pages, config=CONFIG):
         assert not (Path(folder) / "scratch").exists()
     assert [pages[k][0] for k in found.kept.tolist()] == found.kept_ids.to_pylist()
     rules = [duplicates.RULES[step] for step in found.step.tolist()]
-    gone = [pages[page][0] for page in found.pages.tolist()]
-    return dict(zip(gone, zip(found.kept_ids.to_pylist(), rules, strict=True), strict=True))
+    dropped = [pages[page][0] for page in found.pages.tolist()]
+    return dict(zip(dropped, zip(found.kept_ids.to_pylist(), rules, strict=True), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_near_duplicates_are_those_of_a_comparison_of_all_pairs(crawl):
         clusters = {record: new if root == old else root for record, root in clusters.items()}
     too_many = len(shingles) - len(set(clusters.values()))
     assert too_many > 30 and len(found) == too_many
-    assert all(clusters[gone] == clusters[kept] for gone, (kept, _) in found.items())
+    assert all(clusters[page] == clusters[kept] for page, (kept, _) in found.items())
 
 
 def test_the_answer_does_not_depend_on_the_order_of_pages(crawl):
@@ -77,7 +77,7 @@ def test_the_answer_does_not_depend_on_the_order_of_pages(crawl):
     assert run(shuffled) == run(crawl)
 
 
-def test_the_longest_text_stays_then_the_smallest_record_id():
+def test_the_longest_text_is_kept_then_the_smallest_record_id():
     rng = random.Random(2)
     text = text_of(rng)
     found = run(
@@ -89,7 +89,7 @@ def test_the_longest_text_stays_then_the_smallest_record_id():
     }
 
 
-def test_same_address_is_one_page_whatever_it_says():
+def test_pages_of_one_url_are_duplicates_whatever_their_texts():
     rng = random.Random(3)
     pages = [("a", "http://x.org/p", text_of(rng)), ("b", "https://x.org/p#top", text_of(rng, 300))]
     assert run(pages) == {"a": ("b", "duplicate_url")}
@@ -163,18 +163,18 @@ def test_the_answer_does_not_depend_on_the_memory(crawl, monkeypatch):
 
 
 def test_a_chain_of_near_duplicates_is_one_cluster_and_false_candidates_are_none():
-    """A~B and B~C but not A~C: all one. A stranger in every bucket of theirs stays."""
+    """A~B and B~C but not A~C: one cluster. An unrelated page in all of their buckets is kept."""
     rng = random.Random(8)
     words = text_of(rng, 400).split()
     a, b, c = (" ".join(words[start : start + 340]) for start in (0, 30, 60))
     jaccards = [true_jaccard(x, y) for x, y in ((a, b), (b, c), (a, c))]
     assert jaccards[0] > 0.8 and jaccards[1] > 0.8 > jaccards[2]
     easy = CleanConfig(minhash_rows=1, minhash_bands=100)  # proposes nearly everything
-    stranger = " ".join(words[:100]) + " " + text_of(rng, 250)
-    pages = [("r1", "u:1", a), ("r2", "u:2", b), ("r3", "u:3", c), ("r4", "u:4", stranger)]
+    unrelated = " ".join(words[:100]) + " " + text_of(rng, 250)
+    pages = [("r1", "u:1", a), ("r2", "u:2", b), ("r3", "u:3", c), ("r4", "u:4", unrelated)]
     found = run(pages, easy)
-    assert set(found) == {"r1", "r2", "r3"} - {stays := next(iter(found.values()))[0]}
-    assert {kept for kept, _ in found.values()} == {stays}
+    assert set(found) == {"r1", "r2", "r3"} - {kept_id := next(iter(found.values()))[0]}
+    assert {kept for kept, _ in found.values()} == {kept_id}
 
 
 def true_jaccard(one, other):
@@ -195,7 +195,7 @@ def test_a_page_copied_many_times_costs_one_comparison_a_copy(monkeypatch):
     assert sum(calls) == 499
 
 
-def test_two_families_in_one_large_bucket_are_told_apart(monkeypatch):
+def test_clusters_in_one_large_bucket_are_separated(monkeypatch):
     """Every page shares a band with every other; only those of a family are similar."""
     monkeypatch.setattr(signatures, "minhash_bands", lambda s, c: np.ones((len(s), 1), dtype=np.uint64))
     rng = random.Random(10)
@@ -203,10 +203,10 @@ def test_two_families_in_one_large_bucket_are_told_apart(monkeypatch):
     pages = [(f"r{n:04d}", f"u:{n}", f"{families[n % 30]} {n}") for n in range(150)]
     found = run(pages, CleanConfig(minhash_bands=1))
     assert len(found) == 120
-    assert all(int(gone[1:]) % 30 == int(kept[1:]) % 30 for gone, (kept, _) in found.items())
+    assert all(int(page[1:]) % 30 == int(kept[1:]) % 30 for page, (kept, _) in found.items())
 
 
-def test_chains_of_duplicates_name_a_page_that_stays(crawl):
+def test_chains_of_duplicates_name_a_kept_page(crawl):
     found = run(crawl)
     assert not {kept for kept, _ in found.values()} & set(found)
 

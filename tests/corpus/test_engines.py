@@ -1,4 +1,4 @@
-"""The same units on a local pool, Ray and Slurm: the same bytes, whoever is killed, and nothing left behind."""
+"""The same units on a local pool, Ray and Slurm: the same bytes whatever is killed, and no process left behind."""
 
 import importlib.util
 import os
@@ -45,7 +45,7 @@ def undisturbed(sample, tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[None]:
-    """One Ray on this machine for all tests, as a cluster would stand: the engine finds and joins it."""
+    """One Ray on this machine for all tests, in the place of a cluster: the engine connects to it."""
     from corpus.engines.ray_engine import RayEngine
 
     cluster = RayEngine(workers=2)
@@ -101,9 +101,7 @@ def test_units_and_workers_may_be_killed_anywhere_and_the_bytes_are_the_same(
 
 
 @pytest.mark.parametrize("name", [LOCAL, SLURM, *SLOW])
-def test_a_run_that_failed_is_taken_up_where_it_stood(
-    name, sample, undisturbed, make_engine, tmp_path, monkeypatch
-):
+def test_a_run_after_a_failed_one_continues_it(name, sample, undisturbed, make_engine, tmp_path, monkeypatch):
     engine, out, work = make_engine(name), tmp_path / "out", tmp_path / "work"
     monkeypatch.setattr(clean, "clean_unit", engine_units.refused_once)
     with pytest.raises(CleaningFailed, match="Free some space and run it again"):
@@ -116,7 +114,7 @@ def test_a_run_that_failed_is_taken_up_where_it_stood(
 
 
 @pytest.mark.parametrize("name", [LOCAL, SLURM, *SLOW])
-def test_a_run_that_is_left_leaves_no_process(name, make_engine, tmp_path):
+def test_a_run_that_is_abandoned_leaves_no_process(name, make_engine, tmp_path):
     (tmp_path / "pids").mkdir()
     run = make_engine(name).run(
         engine_units.wait_long, [Number(value, tmp_path / "pids") for value in range(3)]
@@ -130,17 +128,17 @@ def test_a_run_that_is_left_leaves_no_process(name, make_engine, tmp_path):
 
 @pytest.mark.parametrize("name", [LOCAL, SLURM, *SLOW])
 def test_results_progress_and_errors_come_back(name, make_engine, tmp_path):
-    engine, told = make_engine(name), []
+    engine, reported = make_engine(name), []
     tasks = [Number(value, tmp_path) for value in (3, 4, 5)]
-    results = dict(engine.run(engine_units.square, tasks, told.append))
+    results = dict(engine.run(engine_units.square, tasks, reported.append))
     assert results == {0: {"square": 9}, 1: {"square": 16}, 2: {"square": 25}}
-    assert sum(told) == 12
+    assert sum(reported) == 12
     with pytest.raises(WorkerFailed, match="the number 1 is not for me"):
         list(engine.run(engine_units.refuse, [Number(1, tmp_path)]))
 
 
 @pytest.mark.parametrize("name", [SLURM, *SLOW])
-def test_a_task_that_kills_every_worker_is_given_up(name, make_engine, tmp_path, monkeypatch):
+def test_a_task_that_kills_every_worker_fails(name, make_engine, tmp_path, monkeypatch):
     monkeypatch.setattr("corpus.engines.slurm.MAX_DEATHS", 2)
     if name == "ray":
         monkeypatch.setattr("corpus.engines.ray_engine.MAX_DEATHS", 2)
@@ -151,7 +149,7 @@ def test_a_task_that_kills_every_worker_is_given_up(name, make_engine, tmp_path,
 def wait_for(condition, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.02)
 
 
@@ -210,7 +208,7 @@ def test_the_next_run_ends_the_jobs_of_a_killed_one(slurm, tmp_path):
     wait_for(lambda: not any(alive(pid) for pid in units))
 
 
-def test_a_controller_that_does_not_answer_for_a_while_is_asked_again(slurm, tmp_path):
+def test_a_controller_that_does_not_answer_for_a_while_is_called_again(slurm, tmp_path):
     squeue = slurm.parent / "bin" / "squeue"
     whole = squeue.read_text()
     down = "#!/bin/sh\necho 'Unable to contact slurm controller' >&2\n"
@@ -221,7 +219,7 @@ def test_a_controller_that_does_not_answer_for_a_while_is_asked_again(slurm, tmp
     assert squeue.read_text() == whole
 
 
-def test_what_cannot_be_done_is_said_in_a_sentence(tmp_path, monkeypatch):
+def test_errors_of_the_user_are_sentences(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"no engine 'spark'\. Choose one of: local, ray, slurm"):
         choose_engine("spark", tmp_path)
     with pytest.raises(ValueError, match="at least one worker"):
@@ -245,7 +243,7 @@ def test_the_chain_takes_its_engine_from_the_environment(monkeypatch):
         ExecutionEngine.from_environment()
 
 
-def test_children_of_the_engines_are_gone(tmp_path):
+def test_no_child_of_the_engines_is_left(tmp_path):
     """Runs last in this file: nothing that a test above started is still here."""
     left = [p for p in psutil.Process().children(recursive=True) if "engines.pool" in " ".join(p.cmdline())]
     assert left == []

@@ -1,4 +1,4 @@
-"""Pages that hang, explode or crash the parser: each costs one failed row, and changes nothing else."""
+"""Pages that hang or crash the parser or exhaust memory: each is one failed row, and changes nothing else."""
 
 import gzip
 import os
@@ -41,7 +41,7 @@ def rows_by_id(folder: Path) -> dict[str, dict]:
 
 
 def check_bad_pages(bad: dict[str, tuple[bytes, str]], engine, folder: Path) -> None:
-    """Bad pages among good ones: each fails by its rule, and all others end as they do without them."""
+    """Bad pages among good ones: each fails by its rule, and all other rows are as without them."""
     good = {f"good{number}": prose(number) for number in range(len(bad) + 1)}
     mixed = {}
     for number, (name, page) in enumerate(good.items()):
@@ -59,8 +59,8 @@ def check_bad_pages(bad: dict[str, tuple[bytes, str]], engine, folder: Path) -> 
     assert found == rows_by_id(folder / "good")
 
 
-def test_pages_that_hang_or_explode_are_one_failed_row_each(tmp_path):
-    """What these cost the parser without limits: docs/engines.md."""
+def test_pages_that_exceed_a_limit_are_one_failed_row_each(tmp_path):
+    """What these pages cost without limits: docs/engines.md."""
     attributes = b" ".join(b"a%d=1" % n for n in range(200_000))
     bad = {
         "nested": (b"<div>" * 80_000, "cpu_time"),  # quadratic
@@ -74,11 +74,11 @@ def test_pages_that_hang_or_explode_are_one_failed_row_each(tmp_path):
 FATAL = {
     "segfault": (b"FATAL 11", "parser_crash"),
     "abort": (b"FATAL 6", "memory"),  # how C++ and Rust end when an allocation fails
-    "kernel": (b"FATAL 9", "memory"),  # how the kernel ends a process when memory is short; forgiven once
+    "kernel": (b"FATAL 9", "memory"),  # how the kernel ends a process when memory is short; retried once
 }
 MORE_FATAL = {
     "time": (b"FATAL 24", "cpu_time"),
-    "terminated": (b"FATAL 15", "parser_crash"),  # as a person would; forgiven once
+    "terminated": (b"FATAL 15", "parser_crash"),  # as a person would; retried once
     "another": (b"FATAL 11 once more", "parser_crash"),
     "last": (b"FATAL 11 and again", "parser_crash"),
 }
@@ -175,8 +175,8 @@ def test_codings_on_codings_and_a_million_members_end_soon():
     assert parse_response(head % b"gzip" + small * 200_000, 1 << 20).body == b"x" * 200_000
 
 
-def test_text_behind_many_comments_is_looked_at_once(tmp_path):
-    """Whether this is HTML was asked by a pattern that took 2^n steps for n comments."""
+def test_text_behind_many_comments_is_matched_in_linear_time(tmp_path):
+    """The pattern that detects HTML once took 2^n steps for n comments."""
     block = b"HTTP/1.1 200 OK\r\n\r\n" + b"<!---->" * 140 + b"x"
     path = tmp_path / "a.warc.gz"
     with WarcWriter(path) as writer:

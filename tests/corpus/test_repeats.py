@@ -1,4 +1,4 @@
-"""Lines and runs of words that a crawl repeats: found as a count over all documents finds them."""
+"""Lines and runs of words that a crawl repeats: those that a count over all documents finds."""
 
 import random
 from dataclasses import replace
@@ -27,7 +27,7 @@ def cut(tmp_path, units, **settings):
     return [remove_repeats(texts, tmp_path / "found", n, config) for n, texts in enumerate(units)]
 
 
-def test_lines_of_many_documents_go_from_all_of_them(tmp_path):
+def test_lines_of_many_documents_are_removed_from_all_of_them(tmp_path):
     rng = random.Random(1)
     own = [" ".join(prose(rng, 12)) for _ in range(9)]
     footer = "© {} All rights reserved"
@@ -40,7 +40,7 @@ def test_lines_of_many_documents_go_from_all_of_them(tmp_path):
     assert [c.text for c in kept[0]] == texts
 
 
-def test_runs_of_enough_tokens_stay_where_they_stood_first(tmp_path):
+def test_runs_of_enough_tokens_are_kept_at_their_first_occurrence(tmp_path):
     rng = random.Random(2)
     shared, a, b, c = (" ".join(prose(rng, n)) for n in (30, 15, 15, 15))
     short = " ".join(shared.split()[:19])
@@ -57,12 +57,12 @@ def test_runs_are_those_of_a_search_for_every_one_of_them_whatever_the_memory(tm
     documents = [[w for _ in range(5) for w in rng.choice(pieces) + prose(rng, 3)] for _ in range(20)]
     seen, expected = set(), []
     for words in documents:
-        gone = set()
+        repeated = set()
         for first in range(len(words) - 9):
             run = tuple(words[first : first + 10])
-            gone |= set(range(first, first + 10)) if run in seen else set()
+            repeated |= set(range(first, first + 10)) if run in seen else set()
             seen.add(run)
-        expected.append(" ".join(word for place, word in enumerate(words) if place not in gone))
+        expected.append(" ".join(word for place, word in enumerate(words) if place not in repeated))
     texts = [" ".join(words) for words in documents]
     left = cut(tmp_path, [texts[:7], texts[7:]], dedup_substrings=10)
     assert [cut.text.strip() for unit in left for cut in unit] == expected != texts
@@ -73,7 +73,7 @@ def test_runs_are_those_of_a_search_for_every_one_of_them_whatever_the_memory(tm
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_crawl_says_how_much_of_a_document_went_and_drops_what_is_left_empty(tmp_path, workers):
+def test_the_ledger_has_the_removed_share_and_too_short_rests_are_dropped(tmp_path, workers):
     rng = random.Random(4)
     shared = prose(rng, 100)
     pages = [("urn:a", "http://a.example/", shared + prose(rng, 80))]
