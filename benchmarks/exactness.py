@@ -1,4 +1,4 @@
-"""How exactly the model computes what transformers and llama.cpp compute; the numbers of docs/model.md.
+"""Numerical differences between the model and transformers or llama.cpp; the numbers of docs/model.md.
 
     python -m benchmarks.exactness                                       random weights against transformers
     python -m benchmarks.exactness --gguf SmolLM2.gguf                   real weights, from a file of llama.cpp
@@ -26,6 +26,7 @@ from model.hub.load import load_pretrained
 from model.hub.save import save_pretrained
 from model.network.config import Config, RopeScaling
 from model.network.transformer import Transformer
+from model.tokenizer import Tokenizer
 from model.vocabulary.config import TokenizerConfig
 from model.vocabulary.train import train_tokenizer
 
@@ -105,7 +106,7 @@ def real_weights(gguf: Path, place: Path) -> None:
 
 
 def through_llama_cpp(llama_cpp: Path, place: Path) -> None:
-    """Out through its converter, back through transformers' reader; and, where it is installed, run by llama.cpp."""
+    """Export with its converter, import with transformers' reader; with xllamacpp, also run by llama.cpp."""
     cases = [(qk, s, 1) for qk in (True, False) for s in SCALINGS if not (qk and s and s.kind == "llama3")]
     for qk_norm, scaling, digits in [*cases, (True, None, 3), (False, None, 3)]:
         kind = f"{'qwen3' if qk_norm else 'llama'}, rope {scaling.kind if scaling else 'default'}, {digits} digits"
@@ -137,13 +138,13 @@ def through_llama_cpp(llama_cpp: Path, place: Path) -> None:
             print(f"{kind}: {run_by_llama_cpp(model, tokenizer, file)}")
 
 
-def run_by_llama_cpp(model: Transformer, tokenizer, file: Path, steps: int = 32) -> str:
+def run_by_llama_cpp(model: Transformer, tokenizer: Tokenizer, file: Path, steps: int = 32) -> str:
     import xllamacpp
 
     params = xllamacpp.CommonParams()
     params.model.path, params.n_ctx, params.n_parallel, params.warmup = str(file), 256, 1, False
     params.verbosity = -1
-    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32  # float16 unless asked
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32  # default: float16
     answer = xllamacpp.Server(params).handle_completions(
         {"prompt": TEXT, "n_predict": steps, "temperature": 0, "n_probs": 1, "ignore_eos": True}
     )
@@ -152,7 +153,7 @@ def run_by_llama_cpp(model: Transformer, tokenizer, file: Path, steps: int = 32)
     ids = tokenizer.encode(TEXT)
     (ours,) = generate(model, [ids], max_new_tokens=steps)
     pairs = iter(zip(ours.ids, ours.logprobs, strict=True))
-    # Tokens that are part of a character are left out of its answer, so look for the next of each.
+    # Tokens that are part of a character are missing from its answer, so search for the next occurrence of each.
     off = max(abs(t["logprob"] - next(p for i, p in pairs if i == t["id"])) for t in tokens)
     return (
         f"{answer['usage']['prompt_tokens']} prompt tokens ({len(ids)} ours), greedy text equal "

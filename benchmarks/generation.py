@@ -1,14 +1,14 @@
-"""How fast does a model write, beside transformers' `generate`, and what do int8 weights cost?
+"""Speed of generation against transformers' `generate`, and the cost of int8 weights in bits per byte.
 
     python -m benchmarks.generation [--models demo,30M] [--folder DIR] [--batches 32] [--new 128] [--repeats 3]
     python -m benchmarks.generation --folder DATA/sft_model --questions HELDOUT.parquet --new 64
     python -m benchmarks.generation --loss --folder DIR [--text FILE] [--bytes 60000]
 
-Both write greedily from the same weights and the same random prompts of 8 to 64 tokens, in one process, in turns;
-the ratio is the median over the turns. transformers runs with its default cache and, with --static, with its static
+Both generate greedily from the same weights and the same random prompts of 8 to 64 tokens, in one process, alternately;
+the ratio is the median over the repeats. transformers runs with its default cache and, with --static, with its static
 one (not compiled: compiling took longer than the rest on the machine this was written on). `same` is the share of
-tokens on which both agree: float32 sums in another order, so that near-ties of random weights may fall differently.
---questions asks an assistant what people ask it; answers end where they end, and the tokens up to there count.
+tokens on which both agree: float32 sums in another order, so that near-ties of random weights may resolve differently.
+--questions asks an assistant real questions; answers end at their stop token, and the tokens up to it are counted.
 --loss gives bits per byte of a text in windows of at most 1,024 tokens, with float32 and with int8 weights; without
 --text the text is Python's own help.
 """
@@ -44,17 +44,17 @@ MODELS = {"demo": Config.from_depth(4, 1024), "30M": Config.from_depth(8, 16_384
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--models", default="demo,30M", help="of random weights: " + ", ".join(MODELS))
-    parser.add_argument("--folder", type=Path, help="a model folder, measured instead")
+    parser.add_argument("--models", default="demo,30M", help="with random weights: " + ", ".join(MODELS))
+    parser.add_argument("--folder", type=Path, help="a model folder to measure instead")
     parser.add_argument("--questions", type=Path, help="Parquet with a column messages, for --folder")
-    parser.add_argument("--batches", default="32", help="rows at once")
-    parser.add_argument("--new", type=int, default=128, help="tokens a row")
+    parser.add_argument("--batches", default="32", help="rows of a batch")
+    parser.add_argument("--new", type=int, default=128, help="new tokens per row")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--static", action="store_true", help="transformers' static cache too")
+    parser.add_argument("--static", action="store_true", help="also transformers' static cache")
     parser.add_argument("--loss", action="store_true", help="bits per byte instead of speed")
     parser.add_argument("--text", type=Path, help="UTF-8")
     parser.add_argument("--bytes", type=int, default=60_000, help="of the text, at most")
-    parser.add_argument("--threads", type=int, help="torch's own choice if not given")
+    parser.add_argument("--threads", type=int, help="default: torch's own choice")
     parser.add_argument(
         "--cpu", action="store_true", help="CPU-seconds, for a busy machine; with --threads 1"
     )
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def random_models(names: list[str], scratch: Path) -> list[Path]:
-    """Folders of models none of whose matrices is zero, as it is in a new one."""
+    """Folders of models with random weights; the matrices that are zero in a new model are random, too."""
     from pydoc_data.topics import topics
 
     train_tokenizer(topics.values(), scratch / "tokenizer", TokenizerConfig(vocab_size=1024))
@@ -102,20 +102,22 @@ def print_speed(folder: Path, batch: int, args: argparse.Namespace) -> None:
         prompts, stop = questions(args.questions, tokenizer, batch), tokenizer.im_end_id
     else:
         prompts, stop = random_prompts(model.config.vocab_size, batch), None
-    ways = {
+    functions = {
         "transformers": lambda: their_tokens(theirs, prompts, args.new, stop),
         "stemma": lambda: our_tokens(model, prompts, args.new, stop),
         "stemma int8": lambda: our_tokens(small, prompts, args.new, stop),
     }
     if args.static:
-        ways["transformers static"] = lambda: their_tokens(
+        functions["transformers static"] = lambda: their_tokens(
             theirs, prompts, args.new, stop, cache_implementation="static", disable_compile=True
         )
-    written, seconds = in_turns(ways, args.repeats, time.process_time if args.cpu else time.perf_counter)
+    written, seconds = alternately(
+        functions, args.repeats, time.process_time if args.cpu else time.perf_counter
+    )
     base = seconds["transformers"]
     params = model.num_params() / 1e6
     print(f"{folder.name}: {params:.1f}M parameters, {batch} rows, at most {args.new} tokens each")
-    for name in ways:
+    for name in functions:
         pairs = zip(written[name], written["transformers"], strict=True)
         same = statistics.mean(a == b for x, y in pairs for a, b in zip(x, y, strict=False))
         ratio = statistics.median(t / s for t, s in zip(base, seconds[name], strict=True))
@@ -123,16 +125,16 @@ def print_speed(folder: Path, batch: int, args: argparse.Namespace) -> None:
         print(f"  {name:20} {speed:9,.0f} tokens/s   {ratio:5.2f} x   same {100 * same:5.1f} %", flush=True)
 
 
-def in_turns(
-    ways: dict[str, Callable[[], list]], repeats: int, clock: Callable[[], float]
+def alternately(
+    functions: dict[str, Callable[[], list]], repeats: int, clock: Callable[[], float]
 ) -> tuple[dict[str, list], dict[str, list[float]]]:
-    """What each way returns, and the seconds of each of its turns; one round before is not counted."""
-    written = {name: way() for name, way in ways.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    """What each function returns, and the seconds of each repeat, alternately; a first round is not counted."""
+    written = {name: function() for name, function in functions.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
-        for name, way in ways.items():
+        for name, function in functions.items():
             start = clock()
-            way()
+            function()
             seconds[name].append(clock() - start)
     return written, seconds
 
@@ -144,9 +146,11 @@ def random_prompts(vocab_size: int, n: int) -> list[list[int]]:
 
 
 def questions(path: Path, tokenizer: Tokenizer, n: int) -> list[list[int]]:
-    """The first words of conversations, as prompts."""
+    """The first messages of conversations, as prompts."""
     conversations = pq.read_table(path).column("messages").to_pylist()
-    return [render(talk[:1], tokenizer, True)[0] for talk in random.Random(0).sample(conversations, n)]
+    return [
+        render(messages[:1], tokenizer, True)[0] for messages in random.Random(0).sample(conversations, n)
+    ]
 
 
 def our_tokens(
@@ -189,8 +193,8 @@ def print_loss(folder: Path, text: Path | None, limit: int) -> None:
 
 
 @torch.inference_mode()
-def bits_per_byte(model: Transformer, tokenizer, ids: list[int]) -> float:
-    """Over windows that share no token but their borders; the very first token is not scored."""
+def bits_per_byte(model: Transformer, tokenizer: Tokenizer, ids: list[int]) -> float:
+    """Over windows that overlap in one token; the first token of the text is not scored."""
     window = min(1024, model.config.max_seq_len)
     nats = 0.0
     for start in range(0, len(ids) - 1, window):

@@ -1,4 +1,4 @@
-"""The vocabulary at size: memory and time of training, speed of encoding, bytes a token beside GPT-2's and cl100k's.
+"""Tokenizer at scale: memory and time of training, speed of encoding, bytes per token against GPT-2's and cl100k's.
 
     python -m benchmarks.tokenizer train --text TEXT --bytes 1e9 --vocab-size 100000 --out /tmp/vocab
     python -m benchmarks.tokenizer train --text TEXT --bytes 5e7 --vocab-size 100000 --library   # tokenizers' trainer
@@ -42,7 +42,7 @@ from model.vocabulary.train import train_tokenizer
 
 HELD_OUT = 0.02  # of the files
 PEERS = ("gpt2", "cl100k_base", "o200k_base")
-DOCUMENT = 50_000  # characters of a file that the speed of encoding is measured on, at most
+DOCUMENT = 50_000  # characters of a file that encoding is measured on, at most
 
 
 def files(folder: Path, held_out: bool | None) -> list[Path]:
@@ -63,7 +63,7 @@ def read(paths: list[Path], n_bytes: float = float("inf")) -> Iterator[str]:
 
 
 class PeakMemory:
-    """Resident memory of this process and its children together, in bytes: the most of it, asked every 50 ms."""
+    """Peak resident memory of this process and its children together, in bytes, sampled every 50 ms."""
 
     def __enter__(self):
         self.peak, self._end = 0, threading.Event()
@@ -91,7 +91,7 @@ def processor_seconds() -> float:
     return sum(os.times()[:4])
 
 
-def train(args) -> None:
+def train(args: argparse.Namespace) -> None:
     texts = read(files(args.text, held_out=False), args.bytes)
     config = TokenizerConfig(vocab_size=args.vocab_size, max_digits=args.max_digits)
     start, used = time.perf_counter(), processor_seconds()
@@ -102,13 +102,13 @@ def train(args) -> None:
             train_tokenizer(texts, args.out, config)
     print(
         f"{'tokenizers' if args.library else 'ours':10} {args.bytes / 1e6:6.0f} MB, {args.vocab_size:,} tokens: "
-        f"{memory.peak / 1e9:.2f} GB at the peak, {time.perf_counter() - start:.0f} s, "
-        f"{processor_seconds() - used:.0f} s of processor"
+        f"{memory.peak / 1e9:.2f} GB peak, {time.perf_counter() - start:.0f} s, "
+        f"{processor_seconds() - used:.0f} s of processor time"
     )
 
 
 def library_trained(texts: Iterator[str], config: TokenizerConfig) -> None:
-    """Hugging Face's trainer with the settings that ours follows."""
+    """Hugging Face's trainer with the settings of ours."""
     import tokenizers
     from tokenizers import models, pre_tokenizers, trainers
 
@@ -127,12 +127,12 @@ def library_trained(texts: Iterator[str], config: TokenizerConfig) -> None:
     learner.train_from_iterator(texts, trainer)
 
 
-def speed(args) -> None:
+def speed(args: argparse.Namespace) -> None:
     texts = [text[:DOCUMENT] for text in read(files(args.text, held_out=True), args.bytes)]
     n_bytes = sum(len(text.encode()) for text in texts)
     print(f"{len(texts)} documents, {n_bytes / 1e6:.1f} MB")
     for threads in args.threads:
-        # Read once: give one number for tokenizers and kitoken.
+        # tokenizers and kitoken read it once per process: measure one number of threads at a time with them.
         os.environ["RAYON_NUM_THREADS"] = str(threads)
         encoders = encoders_of(args.tokenizer, threads)
         ids, seconds = {}, defaultdict(list)
@@ -147,7 +147,7 @@ def speed(args) -> None:
             )
             same = all(map(np.array_equal, ids[name], ids["tokenizers"]))
             print(
-                f"{threads} threads  {name:12} {wall:6.2f} MB/s  {processor:6.2f} MB a processor second  "
+                f"{threads} threads  {name:12} {wall:6.2f} MB/s  {processor:6.2f} MB per processor second  "
                 f"{'the same ids' if same else 'OTHER IDS'}"
             )
 
@@ -172,11 +172,11 @@ def encoders_of(folder: Path, threads: int) -> dict[str, Callable]:
         library |= {
             "ours, lists": ours.encode_batch,
             "ours, arrays": ours.encode_arrays,
-        }  # shards take arrays
+        }  # shards are written from arrays
     return library
 
 
-def shards(args) -> None:
+def shards(args: argparse.Namespace) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -191,12 +191,16 @@ def shards(args) -> None:
         columns |= {"crawl": ["c"] * len(texts), "text": texts}
         pq.write_table(pa.table(columns), documents / "0.parquet")
         ours = load_tokenizer(args.tokenizer)
-        for turn in range(args.repeats):
+        for repeat in range(args.repeats):
             start, used = time.perf_counter(), processor_seconds()
             ours.encode_arrays(texts)
             middle, half = time.perf_counter(), processor_seconds()
             write_shards(
-                [documents.parent], ours, Path(folder) / f"tokens{turn}", SplitConfig(), RunLog(enabled=False)
+                [documents.parent],
+                ours,
+                Path(folder) / f"tokens{repeat}",
+                SplitConfig(),
+                RunLog(enabled=False),
             )
             end, whole = time.perf_counter(), processor_seconds()
             print(
@@ -205,7 +209,7 @@ def shards(args) -> None:
             )
 
 
-def ratio(args) -> None:
+def ratio(args: argparse.Namespace) -> None:
     encodings = {folder.name: load_tokenizer(folder).encode for folder in args.tokenizer}
     if args.ranks:
         encodings |= {name: published(args.ranks, name).encode_ordinary for name in PEERS}
@@ -264,7 +268,9 @@ def main() -> None:
         if name == "ratio":
             command.add_argument("--ranks", type=Path, help="folder of the npm package js-tiktoken")
             command.add_argument("--all", action="store_true", help="read every file, not only held-out ones")
-            command.add_argument("--least", type=float, default=1e5, help="bytes of a language to get a row")
+            command.add_argument(
+                "--least", type=float, default=1e5, help="bytes that a language needs for a row"
+            )
     args = parser.parse_args()
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("tokenizers", "tiktoken", "numpy"))
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {versions}")

@@ -1,4 +1,4 @@
-"""The trainer: the library's own trainer is the truth; ours must learn the same merges in the same order."""
+"""Learning merges: the library's trainer is the reference; ours must learn the same merges in the same order."""
 
 import random
 from collections import Counter
@@ -60,15 +60,15 @@ def test_blocks_batches_and_sieve_do_not_change_the_merges(monkeypatch):
     texts = texts_of("prose")[:20]
     alphabet = list(range(256))
     whole = bpe.learn_merges(bpe.count_pieces(texts, split_pattern(1)), alphabet, 500)
-    monkeypatch.setattr(bpe, "BATCH", 20_000)  # several, so that workers count
+    monkeypatch.setattr(bpe, "BATCH", 20_000)  # several batches, so that workers are started
     monkeypatch.setattr(bpe, "BLOCK", 1000)
-    monkeypatch.setattr(bpe, "SIEVE_BITS", 3)  # 8 counters: nearly every pair shares its own
+    monkeypatch.setattr(bpe, "SIEVE_BITS", 3)  # 8 counters: nearly every pair shares one
     parts = bpe.learn_merges(bpe.count_pieces(reversed(texts), split_pattern(1)), alphabet, 500)
     assert whole == parts
     assert len(whole) == 500
 
 
-def test_pieces_are_counted_however_they_are_spread():
+def test_pieces_are_counted_whatever_their_distribution_over_texts():
     texts = ["one two two", "", "two one 12"]
     assert bpe.count_pieces(texts, split_pattern(1)) == Counter(
         {"one": 1, " two": 2, "two": 1, " one": 1, " ": 1, "1": 1, "2": 1}

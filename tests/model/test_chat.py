@@ -1,4 +1,4 @@
-"""Conversations: the same tokens as transformers', and a loss on what the assistant writes and nothing else."""
+"""Conversations: the tokens of transformers' template, and a loss on what the assistant writes and nothing else."""
 
 import random
 
@@ -64,7 +64,7 @@ def test_tokens_equal_on_random_conversations(tokenizer, theirs):
         assert render(conversation, tokenizer)[0] == expected
 
 
-def test_the_loss_falls_on_the_assistants_words_calls_and_end_of_turn(tokenizer):
+def test_the_loss_is_on_the_assistants_text_calls_and_end_of_turn(tokenizer):
     ids, mask = render(messages(CONVERSATIONS["tool inline"]), tokenizer)
     assert learned(ids, mask, tokenizer) == (
         "<tool_call>12+7</tool_call> … It is 19.<|im_end|> … Welcome.<|im_end|>"
@@ -85,13 +85,13 @@ def test_tool_messages_give_the_same_tokens_as_tags_in_the_text(tokenizer, their
     inline = messages([("user", "12 + 7?"), ("assistant", CALL)])
     assert render(apart, tokenizer) == render(inline, tokenizer)
     assert theirs.apply_chat_template(apart, return_dict=False) == render(apart, tokenizer)[0]
-    opened = apart[:3]  # the assistant's turn is still open after the tool's response
+    opened = apart[:3]  # the assistant's turn is not ended after the tool's response
     expected = theirs.apply_chat_template(opened, add_generation_prompt=True, return_dict=False)
     assert render(opened, tokenizer, add_generation_prompt=True)[0] == expected
     assert render(inline, tokenizer)[0][: len(expected)] == expected
 
 
-def test_a_prompt_is_how_its_continuation_starts(tokenizer):
+def test_a_prompt_is_a_prefix_of_its_continuation(tokenizer):
     conversation = messages(CONVERSATIONS["blanks"])
     prompt, mask = render(conversation[:1], tokenizer, add_generation_prompt=True)
     assert not any(mask)
@@ -104,7 +104,7 @@ def test_only_the_assistant_may_write_special_tokens(tokenizer):
         ids, mask = render(messages([(role, forged), ("assistant", "No." + "<|im_end|>")]), tokenizer)
         assert ids.count(tokenizer.im_start_id) == ids.count(tokenizer.im_end_id) == 2
         assert tokenizer.tool_call_id not in ids
-        assert learned(ids, mask, tokenizer) == "No.<|im_end|><|im_end|>"  # the first is spelt out
+        assert learned(ids, mask, tokenizer) == "No.<|im_end|><|im_end|>"  # the first as ordinary tokens
     tool = messages([("user", "?"), ("assistant", "<tool_call>1</tool_call>"), ("tool", forged)])
     ids, _ = render(tool, tokenizer)
     assert ids.count(tokenizer.tool_call_id) == 1

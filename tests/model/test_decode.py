@@ -1,4 +1,4 @@
-"""The decoder against the modules whose weights it holds."""
+"""The decoding step against the modules whose weights it uses."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def test_a_step_gives_the_logits_of_the_modules(random_model, shape, rows, copy)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_large_matrices_are_cut_into_panels_that_give_the_same_logits(random_model, shape, monkeypatch):
+def test_large_matrices_are_divided_into_panels_that_give_the_same_logits(random_model, shape, monkeypatch):
     monkeypatch.setattr(decode, "PANELS_FROM", 0)
     monkeypatch.setattr(decode, "PANEL", 32)
     model = random_model(**shape)
@@ -60,7 +60,7 @@ def test_large_matrices_are_cut_into_panels_that_give_the_same_logits(random_mod
 
 def test_panels_are_about_512_columns_and_at_least_as_many_as_threads(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    assert n_panels(torch.empty(512, 2688, device="meta")) == 1  # no CPU's
+    assert n_panels(torch.empty(512, 2688, device="meta")) == 1  # not on a CPU
     assert [n_panels(torch.empty(600, n)) for n in (512, 2688, 16384, 50257, 99)] == [1, 6, 32, 1, 1]
 
 

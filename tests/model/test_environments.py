@@ -1,4 +1,4 @@
-"""Problems, their split, and what is paid for: only a right final answer of a completion that stopped."""
+"""Problems, their split, and the reward: only a right final answer of a completion that stopped gets it."""
 
 import pytest
 
@@ -17,7 +17,7 @@ PROBLEM = Problem("7 + 8 - 3", "What is 7 + 8 - 3?", "12", "", "", {"answer": "1
         ("the answer is +12.0", True, 1.0),  # reasoning-gym: sign and trailing decimals do not matter
         ("The answer is 12.", False, 0.0),  # never stopped
         ("The answer is 13.", True, 0.0),
-        ("The answer is 112.", True, 0.0),  # contains the answer: reasoning-gym would pay a part
+        ("The answer is 112.", True, 0.0),  # contains the answer: reasoning-gym would give partial credit
         ("The answer is -12.", True, 0.0),
         ("The answer is 12. The answer is 13.", True, 0.0),  # the last one counts
         ("The answer is 12 or 13.", True, 0.0),
@@ -51,14 +51,14 @@ def test_problems_are_different_and_the_same_for_the_same_seed():
     assert len({p.key for p in first}) == 300
 
 
-def test_a_space_that_is_too_small_is_said():
+def test_too_few_different_problems_are_reported():
     tiny = Environment(options={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1})
     with pytest.raises(ValueError, match=r"only .* different heldout problems"):
         tiny.generate(0, 500, "heldout")
 
 
 @pytest.mark.parametrize("environment", [Environment(), Environment("spell_backward", {})])
-def test_every_solution_earns_the_reward(environment):
+def test_every_solution_gets_the_reward(environment):
     for problem in environment.generate(0, 60):
         assert environment.reward(problem, problem.solution, True) == 1.0
         assert environment.reward(problem, problem.call, True) == 1.0

@@ -1,4 +1,4 @@
-"""Generation against the slow and obvious way: one prompt, no cache, one token after another."""
+"""Generation against the plain loop: one prompt, no cache, one token after another."""
 
 import random
 
@@ -41,7 +41,7 @@ def scored(model, prompt, completion, sampling):
 
 
 class Script(Transformer):
-    """A model that writes a given text after any prompt, whatever it is told in between."""
+    """A model that writes a given text after any prompt, whatever tokens are inserted."""
 
     def __init__(self, like: Transformer, script: list[int], start: int):
         super().__init__(like.config)
@@ -69,7 +69,7 @@ class PlainDecoder:
 
 @pytest.fixture
 def scripted(random_model, monkeypatch):
-    """A function: token ids, length of the prompt -> a model that writes just these."""
+    """A function: token ids, length of the prompt -> a model that writes exactly these."""
     monkeypatch.setattr("model.generation.batch.Decoder", PlainDecoder)
     return lambda script, start: Script(random_model(), script, start)
 
@@ -104,7 +104,7 @@ def test_a_prompt_gives_the_same_sample_alone_and_in_any_batch(random_model, set
     small = generate(model, asked, seed=seeds, batch_size=3, **common)
     alone = [generate(model, [p], seed=[s], **common)[0] for p, s in zip(asked, seeds, strict=True)]
     assert [c.ids for c in batch] == [c.ids for c in alone] == [c.ids for c in small]
-    assert len({len(c.ids) for c in batch}) > 5  # rows did leave at different times
+    assert len({len(c.ids) for c in batch}) > 5  # rows have ended at different steps
     assert [c.finished for c in batch] == [c.ids[-1] in stops for c in batch]
 
 
@@ -149,10 +149,10 @@ def test_the_context_ends_a_completion(random_model):
     assert [c.ids for c in got] == [c.ids for c in alone]
 
 
-def test_a_tool_answers_inside_the_answer(scripted, tokenizer):
+def test_a_tools_response_is_inserted_into_the_answer(scripted, tokenizer):
     call = tokenizer.encode("Sum: <tool_call>12+7</tool_call>", specials=True)
     response = tokenizer.encode("<tool_response>19</tool_response>", specials=True)
-    # What the model would have written in the response's place must not come out: it wants to write 'x'.
+    # The model's own tokens at the positions of the response ('x') must not be in the output.
     end = [*tokenizer.encode("It is 19."), tokenizer.im_end_id]
     script = [*call, *tokenizer.encode("x") * len(response), *end]
     prompt = tokenizer.encode("ab")
@@ -177,7 +177,7 @@ def test_a_tool_answers_inside_the_answer(scripted, tokenizer):
             assert all(p == 0 for p, s in zip(completion.logprobs, completion.sampled, strict=True) if not s)
 
 
-def test_a_tools_answer_is_text_and_stops_nothing(scripted, tokenizer):
+def test_a_tools_response_is_plain_text_and_stops_nothing(scripted, tokenizer):
     script = [*tokenizer.encode("<tool_call>1</tool_call>", specials=True), *tokenizer.encode(" ") * 200]
     model = scripted(script, start=1)
     (got,) = generate(
@@ -194,9 +194,9 @@ def test_a_tools_answer_is_text_and_stops_nothing(scripted, tokenizer):
     assert tokenizer.im_end_id not in got.ids
 
 
-def test_a_call_that_was_never_opened_gets_no_answer(scripted, tokenizer):
+def test_a_call_that_was_never_opened_gets_no_response(scripted, tokenizer):
     script = tokenizer.encode("5</tool_call> no<|im_end|>", specials=True)
-    history = tokenizer.encode("<tool_call>1</tool_call>", specials=True)  # an old call, closed long ago
+    history = tokenizer.encode("<tool_call>1</tool_call>", specials=True)  # an earlier call, already closed
     for prompt in ([7], history):
         model = scripted(script, start=len(prompt))
         (got,) = generate(
@@ -211,7 +211,7 @@ def test_a_call_that_was_never_opened_gets_no_answer(scripted, tokenizer):
         assert all(got.sampled)
 
 
-def test_nothing_asked_nothing_done(random_model):
+def test_no_prompts_or_no_new_tokens_give_empty_results(random_model):
     model = random_model()
     assert generate(model, [], max_new_tokens=5) == []
     (empty,) = generate(model, [[1]], max_new_tokens=0)
@@ -233,12 +233,12 @@ def test_nothing_asked_nothing_done(random_model):
         ({"tool": calculator}, "needs a tokenizer"),
     ],
 )
-def test_what_cannot_be_is_refused_with_a_sentence(random_model, arguments, words):
+def test_invalid_arguments_are_refused_with_a_message(random_model, arguments, words):
     with pytest.raises(ValueError, match=words):
         generate(random_model(), **({"prompts": [[1]], "max_new_tokens": 3} | arguments))
 
 
-def test_a_stop_string_ends_a_row_wherever_it_falls_among_the_tokens(scripted, tokenizer):
+def test_a_stop_string_ends_a_row_wherever_it_lies_among_the_tokens(scripted, tokenizer):
     text = "The façade costs 7 €. Then the end of it, and more"
     ids = tokenizer.encode(text)
     for stop in ("€", "ç", "e c", ". Then the e", "d of it,", "The", "more"):
@@ -251,10 +251,10 @@ def test_a_stop_string_ends_a_row_wherever_it_falls_among_the_tokens(scripted, t
         written = tokenizer.decode_bytes(got.ids)
         assert got.ids == ids[: len(got.ids)]
         assert stop.encode() in written
-        assert stop.encode() not in tokenizer.decode_bytes(got.ids[:-1])  # not a token too late
+        assert stop.encode() not in tokenizer.decode_bytes(got.ids[:-1])  # no token too late
 
 
-def test_rows_stop_at_their_own_strings_and_the_others_go_on(random_model, tokenizer):
+def test_rows_stop_at_stop_strings_and_the_others_continue(random_model, tokenizer):
     model, asked = random_model(), prompts(12)
     plain = generate(model, asked, max_new_tokens=40, temperature=1.0, tokenizer=tokenizer)
     stops = ["e", "th", "0"]
@@ -275,7 +275,7 @@ def test_rows_stop_at_their_own_strings_and_the_others_go_on(random_model, token
         assert after.ids == before.ids[: len(after.ids)]
 
 
-def test_a_tools_answer_holds_no_stop_string(scripted, tokenizer):
+def test_a_stop_string_in_a_tools_response_stops_nothing(scripted, tokenizer):
     call = tokenizer.encode("<tool_call>1</tool_call>", specials=True)
     model = scripted([*call, *tokenizer.encode(" ") * 30, *tokenizer.encode("stop there")], start=1)
     (got,) = generate(
@@ -308,10 +308,10 @@ def test_a_stream_gives_the_same_text_in_whole_characters(random_model, tokenize
             assert piece
             pieces[row].append(piece)
         assert ["".join(pieces[row]) for row in range(9)] == [c.text for c in whole]
-        assert max(map(len, pieces.values())) > 5  # it came bit by bit
+        assert max(map(len, pieces.values())) > 5  # it came in pieces
 
 
-def test_a_prompts_text_leaves_out_the_stop_token(scripted, tokenizer):
+def test_the_text_of_a_completion_leaves_out_the_stop_token(scripted, tokenizer):
     model = scripted([*tokenizer.encode("Yes."), tokenizer.im_end_id], start=1)
     (got,) = generate(model, [[20]], max_new_tokens=20, stop_ids=[tokenizer.im_end_id], tokenizer=tokenizer)
     assert (got.text, got.ids[-1]) == ("Yes.", tokenizer.im_end_id)
@@ -319,9 +319,9 @@ def test_a_prompts_text_leaves_out_the_stop_token(scripted, tokenizer):
     assert plain.text is None
 
 
-def test_prompts_go_in_passes_of_bounded_size_and_none_is_lost(random_model, monkeypatch):
+def test_prompts_are_prefilled_in_passes_of_bounded_size_and_none_is_lost(random_model, monkeypatch):
     model, asked = random_model(), prompts(20)
-    asked += asked[:5]  # equal prompts are passed once
+    asked += asked[:5]  # equal prompts are prefilled once
     whole = generate(model, asked, max_new_tokens=10)
     monkeypatch.setattr("model.generation.batch.PREFILL_TOKENS", 50)
     sizes = [[len(prompt) for prompt in some] for some in passes(list(map(tuple, asked)))]
@@ -330,7 +330,7 @@ def test_prompts_go_in_passes_of_bounded_size_and_none_is_lost(random_model, mon
     assert [c.ids for c in generate(model, asked, max_new_tokens=10)] == [c.ids for c in whole]
 
 
-def test_autocast_computes_in_its_type_and_scores_its_samples(random_model):
+def test_autocast_computes_in_its_type_and_gives_the_logprobs_of_its_samples(random_model):
     model, asked = random_model(), prompts(6)
     with torch.autocast("cpu", torch.bfloat16):
         got = generate(model, asked, max_new_tokens=20, temperature=1.0)

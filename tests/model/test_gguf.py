@@ -1,6 +1,6 @@
-"""Out to llama.cpp: its converter is told how our text is split, and nothing it would compute otherwise is handed over.
+"""Export to llama.cpp: its converter gets the name of our pre-tokenisation; what it computes differently is refused.
 
-What the real converter and llama.cpp make of our folders: benchmarks/exactness.py --llama-cpp."""
+The results of the real converter and llama.cpp: benchmarks/exactness.py --llama-cpp."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ from model.network.config import Config, RopeScaling
 from model.vocabulary.config import TokenizerConfig
 from model.vocabulary.train import train_tokenizer
 
-# What the launcher relies on of llama.cpp: the place of two files and the name of one method.
+# What the export relies on in llama.cpp: the paths of two files and the name of one method.
 CONVERTER = """
 import json, sys
 from pathlib import Path
@@ -37,7 +37,9 @@ def llama_cpp(tmp_path):
     return folder
 
 
-def test_the_converter_is_told_how_our_text_is_split(random_model, tokenizer_folder, llama_cpp, tmp_path):
+def test_the_converter_gets_the_name_of_our_pre_tokenisation(
+    random_model, tokenizer_folder, llama_cpp, tmp_path
+):
     save_pretrained(random_model(), tokenizer_folder, tmp_path / "model", "")
     out = tmp_path / "out.gguf"
     command = [
@@ -58,7 +60,7 @@ def test_the_converter_is_told_how_our_text_is_split(random_model, tokenizer_fol
     assert run.returncode == 1 and "no clone of llama.cpp" in run.stderr
 
 
-def test_the_names_of_llama_cpp_stand_for_our_patterns(tmp_path):
+def test_our_patterns_have_names_in_llama_cpp(tmp_path):
     def learned(digits: int):
         folder = tmp_path / str(digits)
         train_tokenizer(["123 some text"], folder, TokenizerConfig(vocab_size=300, max_digits=digits))
@@ -70,7 +72,7 @@ def test_the_names_of_llama_cpp_stand_for_our_patterns(tmp_path):
         pre_tokenizer_name(learned(2))
     file = tmp_path / "1" / "tokenizer.json"
     file.write_text(file.read_text().replace("'s|'t", "'s|'x"))
-    assert pre_tokenizer_name(tmp_path / "1") is None  # another's: its converter knows it or says so
+    assert pre_tokenizer_name(tmp_path / "1") is None  # not ours: the converter decides
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,7 @@ def test_the_names_of_llama_cpp_stand_for_our_patterns(tmp_path):
     ],
     ids=str,
 )
-def test_positions_that_llama_cpp_would_stretch_otherwise_are_refused(tmp_path, scaling, qk_norm, words):
+def test_positions_that_llama_cpp_would_scale_differently_are_refused(tmp_path, scaling, qk_norm, words):
     config = Config.from_depth(1, 300, rope_scaling=scaling, qk_norm=qk_norm)
     if words is None:
         check_rope(config, tmp_path)

@@ -69,7 +69,7 @@ def test_we_give_the_same_logits_from_a_folder_of_transformers(
     ids=str,
 )
 @pytest.mark.parametrize("qk_norm", [True, False], ids=["qwen3", "llama"])
-def test_stretched_positions_travel_both_ways(random_model, tokenizer_folder, tmp_path, scaling, qk_norm):
+def test_scaled_positions_are_kept_both_ways(random_model, tokenizer_folder, tmp_path, scaling, qk_norm):
     from transformers import AutoModelForCausalLM
 
     model = random_model(rope_scaling=scaling, rope_theta=5e4, qk_norm=qk_norm)
@@ -85,7 +85,7 @@ def test_stretched_positions_travel_both_ways(random_model, tokenizer_folder, tm
         assert torch.equal(logits(back), logits(model))
 
 
-def test_deepseeks_way_to_sharpen_attention_is_understood(random_model, tokenizer_folder, tmp_path):
+def test_deepseeks_form_of_the_attention_factor_is_read(random_model, tokenizer_folder, tmp_path):
     from transformers import AutoModelForCausalLM
 
     save_pretrained(random_model(), tokenizer_folder, tmp_path, "")
@@ -114,7 +114,7 @@ def test_weights_in_several_files_are_the_same_weights(random_model, tokenizer_f
             *parts, index = files
             assert index.name == "model.safetensors.index.json" and len(parts) > 1
             assert json.loads(index.read_text())["metadata"]["total_size"] < whole
-            assert sum(f.stat().st_size for f in parts) < whole + 10_000  # nothing twice
+            assert sum(f.stat().st_size for f in parts) < whole + 10_000  # no tensor twice
         back, _ = load_pretrained(tmp_path)
         assert all(torch.equal(a, b) for a, b in zip(back.parameters(), model.parameters(), strict=True))
         theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -135,8 +135,8 @@ print((peak() - before) / sum(p.numel() * p.element_size() for p in model.parame
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from /proc")
-def test_loading_holds_the_model_once(random_model, tokenizer_folder, tmp_path):
-    """Peak memory, in models, of one that turns from float32 in eight files to bfloat16: itself and a file."""
+def test_loading_needs_the_models_memory_once(random_model, tokenizer_folder, tmp_path):
+    """Peak memory, in sizes of the model, of loading float32 from eight files as bfloat16: the model and a file."""
     save_pretrained(random_model(), tokenizer_folder, tmp_path / "small", "")
     big = random_model(d_model=1024, d_ff=4096, n_head=16, n_kv_head=16, head_dim=64)  # 200 MB
     save_pretrained(big, tokenizer_folder, tmp_path / "big", "", max_shard_size="25MB")
@@ -169,7 +169,7 @@ def test_the_command_writes_a_foreign_folder_as_ours(random_model, tokenizer_fol
     assert load_pretrained(tmp_path / "out")[1].vocab_size == 512
 
 
-def test_transformers_writes_the_same_answer(random_model, tokenizer, tokenizer_folder, tmp_path):
+def test_transformers_generates_the_same_answer(random_model, tokenizer, tokenizer_folder, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = random_model()
@@ -185,7 +185,7 @@ def test_transformers_writes_the_same_answer(random_model, tokenizer, tokenizer_
     assert answer == prompt + ours.ids
 
 
-def test_a_chat_model_ends_with_its_turn_and_a_base_model_with_its_document(
+def test_a_chat_model_ends_at_its_turn_and_a_base_model_at_its_document(
     random_model, tokenizer, tokenizer_folder, tmp_path
 ):
     from transformers import AutoTokenizer
@@ -254,7 +254,7 @@ def edit(folder, **changes):
         ({"vocab_size": 600}, r"embed_tokens.weight, where \(600, .* expected and \(512"),
     ],
 )
-def test_a_foreign_folder_that_would_compute_something_else_is_refused(
+def test_a_folder_of_a_model_that_we_do_not_implement_is_refused(
     random_model, tokenizer_folder, tmp_path, changes, words
 ):
     save_pretrained(random_model(), tokenizer_folder, tmp_path, "")
@@ -263,11 +263,11 @@ def test_a_foreign_folder_that_would_compute_something_else_is_refused(
         load_pretrained(tmp_path)
 
 
-def test_a_vocabulary_that_is_not_made_of_bytes_is_refused(random_model, tokenizer_folder, tmp_path):
+def test_a_vocabulary_that_is_not_byte_level_is_refused(random_model, tokenizer_folder, tmp_path):
     save_pretrained(random_model(), tokenizer_folder, tmp_path, "")
     file = tmp_path / "tokenizer.json"
     content = json.loads(file.read_text())
-    content["model"]["vocab"]["\u2581the"] = len(content["model"]["vocab"])  # as SentencePiece spells " the"
+    content["model"]["vocab"]["\u2581the"] = len(content["model"]["vocab"])  # SentencePiece's " the"
     file.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="no byte-level BPE: it has a token with '\u2581'"):
         load_pretrained(tmp_path)

@@ -1,16 +1,16 @@
-"""Text that grows byte by byte against the finished text."""
+"""Text streamed token by token against the finished text."""
 
 import random
 
 from model.generation.live_text import LiveText
 
 
-def test_pieces_join_to_the_text_and_never_take_anything_back():
+def test_pieces_join_to_the_text_and_none_is_revised():
     dice = random.Random(0)
     for _ in range(400):
         data = "".join(dice.choice("abé€\U0001f600") for _ in range(40)).encode()
         if dice.random() < 0.3:
-            data = dice.randbytes(30) + data[: dice.randrange(len(data))]  # no UTF-8
+            data = dice.randbytes(30) + data[: dice.randrange(len(data))]  # not UTF-8
         stops = ["".join(dice.choice("abé€") for _ in range(dice.randrange(2, 5))) for _ in range(3)]
         places = [p for stop in stops if (p := data.find(stop.encode())) >= 0]
         live, pieces, start, stopped = LiveText(stops), [], 0, False
@@ -29,7 +29,7 @@ def test_pieces_join_to_the_text_and_never_take_anything_back():
         assert "".join(pieces) == live.text()
 
 
-def test_only_what_may_begin_a_stop_string_is_held_back():
+def test_only_a_possible_beginning_of_a_stop_string_is_held_back():
     live, shown = LiveText(["\n\nUser:", "END"]), []
     for token in ("one", " \n", "\nU", "se", " E", "N", "d", " EN", "D more"):
         stopped = live.add(token.encode())
@@ -39,7 +39,7 @@ def test_only_what_may_begin_a_stop_string_is_held_back():
     assert live.text() == "one \n\nUse ENd "
 
 
-def test_half_a_character_waits_for_the_other_half():
+def test_an_incomplete_character_is_held_back():
     live = LiveText()
     pieces = []
     for byte in "a€".encode():

@@ -27,7 +27,7 @@ def inputs(ignored: bool = True):
 
 
 def plain(hidden, weight, targets, dtype=torch.float32):
-    """The losses of single tokens by the book."""
+    """The losses of single tokens by torch."""
     logits = F.linear(hidden.to(dtype), weight.to(dtype)).float()
     return F.cross_entropy(
         logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none"
@@ -35,7 +35,7 @@ def plain(hidden, weight, targets, dtype=torch.float32):
 
 
 def assert_same(ours, theirs, leaves, tolerance=1e-6):
-    """The scalar losses, and what they give each leaf as its gradient."""
+    """The scalar losses and the gradient of each leaf."""
     torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
     got, expected = torch.autograd.grad(ours, leaves), torch.autograd.grad(theirs, leaves)
     for a, b in zip(got, expected, strict=True):
@@ -65,10 +65,10 @@ def test_losses_of_tokens_equal_torch_with_gradients(chunk):
     assert_same(ours.square().mean(), theirs.square().mean(), (hidden, weight))
 
 
-def test_a_certain_and_an_impossible_token_cost_nothing_and_much():
+def test_a_certain_token_has_loss_0_and_an_impossible_one_a_finite_loss():
     hidden, weight = torch.tensor([[200.0]] * 2), torch.tensor([[1.0], [-1.0]])
     losses = cross_entropy(hidden, weight, torch.tensor([0, 1]))
-    assert losses.tolist() == [0, 400]  # log of a probability that float32 has no number for
+    assert losses.tolist() == [0, 400]  # log of a probability that underflows float32
 
 
 def test_autocast_differs_from_torch_by_bfloat16_alone(chunk):
@@ -105,8 +105,8 @@ def test_weights_belong_to_a_sum():
         cross_entropy(hidden, weight, targets, torch.ones(targets.shape))
 
 
-def test_never_more_logits_than_a_chunk(monkeypatch):
-    """Of all tensors that the forward and the backward pass make, none has more numbers than it may."""
+def test_no_tensor_is_larger_than_a_chunk_of_logits(monkeypatch):
+    """No tensor that the forward or the backward pass allocates has more elements than allowed."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Largest(TorchDispatchMode):
@@ -128,22 +128,22 @@ def test_never_more_logits_than_a_chunk(monkeypatch):
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_a_model_learns_by_it_as_by_its_logits(random_model, tied, monkeypatch):
+def test_a_models_gradients_equal_those_from_its_logits(random_model, tied, monkeypatch):
     monkeypatch.setitem(loss.LOGITS_AT_ONCE, "cpu", 512 * 10)
     ids, targets = torch.randint(0, 512, (4, 33)), torch.randint(0, 512, (4, 33))
     targets[1, 5:20] = IGNORE
     model = random_model(tie_embeddings=tied)
-    by_the_book = F.cross_entropy(
+    expected = F.cross_entropy(
         model(ids).flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=IGNORE
     )
     leaves = tuple(model.parameters())
     assert len(leaves) == len(list(random_model(tie_embeddings=True).parameters())) + (not tied)
-    assert_same(model(ids, targets, reduction="sum"), by_the_book, leaves, tolerance=1e-4)
+    assert_same(model(ids, targets, reduction="sum"), expected, leaves, tolerance=1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_compiled_it_is_the_same(dtype):
+def test_compiled_results_are_the_same(dtype):
     hidden, weight, targets = inputs()
     head = Head(C, V)
     head.weight = torch.nn.Parameter(weight.detach())

@@ -32,7 +32,7 @@ def test_with_and_without_gradients_the_value_is_the_same():
 
 def test_half_precision_is_normalised_in_float32():
     norm = RMSNorm(64, eps=1e-6)
-    x = (200 * torch.randn(3, 64)).half().requires_grad_()  # whose squares half precision cannot hold
+    x = (200 * torch.randn(3, 64)).half().requires_grad_()  # its squares overflow half precision
     out = norm(x)
     assert out.dtype == torch.float16
     torch.testing.assert_close(out.float(), F.rms_norm(x.float(), (64,), eps=1e-6), atol=2e-3, rtol=2e-3)

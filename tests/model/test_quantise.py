@@ -1,4 +1,4 @@
-"""Int8 weights: the products against float64, the model against itself before."""
+"""Int8 weights: the products against float64, the model against itself in float32."""
 
 import pytest
 import torch
@@ -20,10 +20,10 @@ def test_weights_are_rounded_to_half_a_step_of_their_channel():
 
 
 @pytest.mark.parametrize("rows", [1, 2, 33])
-def test_two_int8_digits_lose_a_thousandth_of_what_int8_weights_do(rows):
+def test_two_int8_digits_lose_a_thousandth_of_the_loss_of_int8_weights(rows):
     torch.manual_seed(0)
     x, weight = torch.randn(rows, 300), torch.randn(50, 300)
-    x[0] *= 1e4  # every token has its own unit
+    x[0] *= 1e4  # every token has its own scale
     layer = Int8Linear.of(weight)
     exact = x.double() @ (layer.weight.double() * layer.scale.double()[:, None]).t()
     lost_to_weights = (exact - x.double() @ weight.double().t()).norm(dim=1)
@@ -35,7 +35,7 @@ def test_two_int8_digits_lose_a_thousandth_of_what_int8_weights_do(rows):
     assert torch.equal(two_digit_product(torch.zeros(1, 300), layer.weight, layer.scale), torch.zeros(1, 50))
 
 
-def test_a_cpu_whose_int8_product_saturates_widens_the_weights(monkeypatch):
+def test_a_cpu_whose_int8_product_saturates_converts_the_weights(monkeypatch):
     true = torch._int_mm
     monkeypatch.setattr(torch, "_int_mm", lambda a, b: true(a, b).clamp(-32768, 32767))
     int8.int_mm_is_exact.cache_clear()
@@ -62,18 +62,18 @@ def test_a_quantised_model_generates_and_stays_close(random_model, tied):
     assert [c.ids for c in batch] == [c.ids for c in alone]
 
 
-def test_bfloat16_models_quantise_too(random_model):
+def test_bfloat16_models_can_be_quantised(random_model):
     model = quantise(random_model().bfloat16())
     (got,) = generate(model, [[1, 2, 3]], max_new_tokens=10)
     assert len(got.ids) == 10
 
 
-def test_an_int8_model_is_not_saved_as_what_nobody_can_read(random_model, tokenizer_folder, tmp_path):
+def test_saving_an_int8_model_is_refused(random_model, tokenizer_folder, tmp_path):
     with pytest.raises(ValueError, match="Save the model before you quantise"):
         save_pretrained(quantise(random_model()), tokenizer_folder, tmp_path / "out", "")
 
 
-def test_an_int8_model_gives_losses_and_is_not_trained(random_model, monkeypatch):
+def test_an_int8_model_gives_losses_and_refuses_training(random_model, monkeypatch):
     model = quantise(random_model())
     ids = torch.arange(200).view(2, 100) * 7 % 512
     targets = ids.roll(-1, 1).masked_fill(ids < 50, -100)

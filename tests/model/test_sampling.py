@@ -63,5 +63,5 @@ def test_a_draw_comes_with_its_log_probability():
     assert (logits.topk(10).indices == tokens[:, None]).any(-1).all()
     torch.testing.assert_close(logprobs, sampling.logprobs(logits).gather(-1, tokens[:, None])[:, 0])
     greedy, plain = Sampling(repetition_penalty=2.0).draw(logits, None)
-    assert torch.equal(greedy, logits.argmax(-1))  # nothing seen, nothing penalised
+    assert torch.equal(greedy, logits.argmax(-1))  # no token seen, none penalised
     torch.testing.assert_close(plain, logits.log_softmax(-1).max(-1).values)

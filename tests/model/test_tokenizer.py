@@ -1,4 +1,4 @@
-"""The vocabulary: what goes in comes out, text stays text, the same corpus gives the same bytes."""
+"""The vocabulary: text and bytes survive a round trip, text cannot forge special tokens, training is deterministic."""
 
 import json
 import random
@@ -22,7 +22,7 @@ WORDS = [f"{a}{b} {n}.\n" for a in ("alpha", "beta", "gamma") for b in ("ly", "n
 
 
 def random_texts(n: int = 200) -> list[str]:
-    """Texts of code points drawn from all of Unicode (without surrogates), blanks and controls often."""
+    """Texts of code points drawn from all of Unicode (without surrogates), whitespace and control characters often."""
     dice = random.Random(0)
     points = [*range(0xD800), *range(0xE000, 0x110000)]
     return [
@@ -34,7 +34,7 @@ def random_texts(n: int = 200) -> list[str]:
     ]
 
 
-def test_any_text_comes_back_from_its_tokens(tokenizer):
+def test_any_text_survives_a_round_trip(tokenizer):
     every_17th = "".join(chr(p) for p in range(0, 0x110000, 17) if not 0xD800 <= p < 0xE000)
     latin = bytes(random.Random(1).randbytes(5000)).decode("latin-1")
     texts = [
@@ -81,8 +81,8 @@ def test_the_fast_encoder_gives_the_librarys_ids(tmp_path, max_digits):
 
 
 @pytest.mark.parametrize("unit", ["a", " ", " \n", "-", "\u3000"])
-def test_a_megabyte_without_a_border_is_encoded_too(tokenizer, unit):
-    """What is quadratic takes minutes here; the longest runs of blanks are more than tiktoken's stack holds."""
+def test_a_megabyte_without_a_split_is_encoded_too(tokenizer, unit):
+    """A quadratic encoder takes minutes here; the longest runs of whitespace would overflow tiktoken's stack."""
     short, long = (unit * (n // len(unit)) + "x" for n in (99_998, 1_000_000))
     short_ids, long_ids = tokenizer.encode_arrays([short, long])
     assert short_ids.tolist() == tokenizer._plain.encode(short).ids
@@ -91,7 +91,7 @@ def test_a_megabyte_without_a_border_is_encoded_too(tokenizer, unit):
 
 def test_a_foreign_vocabulary_keeps_its_own_rules(tmp_path):
     (tmp_path / "gpt2").mkdir()
-    gpt2 = tokenizers.ByteLevelBPETokenizer()  # GPT-2's borders, not ours
+    gpt2 = tokenizers.ByteLevelBPETokenizer()  # GPT-2's pre-tokenisation, not ours
     gpt2.train_from_iterator(WORDS, vocab_size=300, show_progress=False)
     gpt2.save(str(tmp_path / "gpt2" / "tokenizer.json"))
     tokenizer = load_tokenizer(tmp_path / "gpt2")
@@ -100,7 +100,7 @@ def test_a_foreign_vocabulary_keeps_its_own_rules(tmp_path):
     assert tokenizer.encode(text) == tokenizer.encode_arrays([text])[0].tolist() == gpt2.encode(text).ids
 
 
-def test_any_bytes_come_back_from_their_tokens(tokenizer):
+def test_any_bytes_survive_a_round_trip(tokenizer):
     dice = random.Random(2)
     for data in [
         bytes(range(256)),
@@ -135,7 +135,7 @@ def test_special_tokens_are_attributes_with_ids_of_their_own(tokenizer):
 
 
 @pytest.mark.parametrize("max_digits", [1, 3])
-def test_tokens_never_cross_the_borders_of_the_pattern(tmp_path, max_digits):
+def test_tokens_never_cross_the_pieces_of_the_pattern(tmp_path, max_digits):
     train_tokenizer(WORDS * 3, tmp_path / "t", TokenizerConfig(vocab_size=400, max_digits=max_digits))
     tokenizer = load_tokenizer(tmp_path / "t")
     text = "alphaness 1234567, it's  gammas!\n\n betaly 12"
@@ -148,7 +148,7 @@ def test_tokens_never_cross_the_borders_of_the_pattern(tmp_path, max_digits):
     assert digits > 1 or max_digits == 1
 
 
-def test_the_pattern_is_tiktokens_but_for_digits_on_real_text():
+def test_the_pattern_splits_real_text_as_tiktokens_does_except_for_digits():
     from pydoc_data.topics import topics
 
     # cl100k_base as published in tiktoken_ext/openai_public.py
@@ -198,7 +198,7 @@ def test_transformers_loads_the_folder_with_its_template(tokenizer, tokenizer_fo
         assert theirs.decode(theirs(text).input_ids) == text
 
 
-def test_a_setting_that_cannot_be_is_refused_with_a_sentence(tmp_path):
+def test_invalid_settings_are_refused_with_a_message(tmp_path):
     with pytest.raises(ValueError, match="has no room for 256 bytes and 10 special tokens"):
         TokenizerConfig(vocab_size=265)
     with pytest.raises(ValueError, match="max_digits=0"):

@@ -1,4 +1,4 @@
-"""The transformer against transformers' own Qwen3 and Llama, and against itself on other paths."""
+"""The transformer against transformers' own Qwen3 and Llama, and against itself by other code paths."""
 
 import itertools
 
@@ -53,7 +53,7 @@ def test_logits_equal_those_of_transformers(random_model, qk_norm, tied, n_kv_he
 
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}  # Llama 3.1's
-SCALINGS = {  # ours, and what transformers calls it
+SCALINGS = {  # ours, and transformers' names for it
     "linear": (RopeScaling("linear", 4.0), {"factor": 4.0}),
     "llama3": (
         RopeScaling("llama3", 8.0, original_max_seq_len=32),
@@ -73,7 +73,7 @@ SCALINGS = {  # ours, and what transformers calls it
 
 @pytest.mark.parametrize("qk_norm", [True, False], ids=["qwen3", "llama"])
 @pytest.mark.parametrize("name", SCALINGS)
-def test_stretched_positions_give_the_logits_of_transformers(random_model, name, qk_norm):
+def test_scaled_positions_give_the_logits_of_transformers(random_model, name, qk_norm):
     ours, theirs = SCALINGS[name]
     model = random_model(qk_norm=qk_norm, rope_scaling=ours, rope_theta=5e3)
     ids = torch.randint(0, 512, (2, 128))
@@ -81,13 +81,13 @@ def test_stretched_positions_give_the_logits_of_transformers(random_model, name,
         exact = peer(model, rope_type=ours.kind, **theirs).double()(ids).logits
         got, plain = model(ids), random_model(qk_norm=qk_norm, rope_theta=5e3)(ids)
     torch.testing.assert_close(got, exact.float(), atol=1e-5, rtol=1e-5)
-    assert (got - plain).abs().max() > 0.01  # it is not the same without
+    assert (got - plain).abs().max() > 0.01  # scaling makes a difference
 
 
 @pytest.mark.parametrize("head_dim", [32, 64, 128])
 @pytest.mark.parametrize("theta", [1e4, 5e5, 1e6])
 @pytest.mark.parametrize("name", SCALINGS)
-def test_stretched_frequencies_are_those_of_transformers_to_the_last_bit(name, theta, head_dim):
+def test_scaled_frequencies_equal_those_of_transformers_to_the_last_bit(name, theta, head_dim):
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -104,7 +104,7 @@ CUTS = [[100], [1, 40, 1, 30, 28], [50, 50], [1] * 100]  # tokens of the documen
 
 @pytest.mark.parametrize("qk_norm", [True, False], ids=["qwen3", "llama"])
 @pytest.mark.parametrize("kind", ["mask", "varlen"])
-def test_packed_documents_compute_what_each_computes_alone(random_model, monkeypatch, qk_norm, kind):
+def test_packed_documents_give_the_results_of_each_alone(random_model, monkeypatch, qk_norm, kind):
     """Losses and gradients; `varlen` with a stand-in for the kernel, which only a GPU has."""
     if kind == "varlen":
         monkeypatch.setattr(transformer, "has_varlen_kernel", lambda x, head_dim: True)
@@ -116,8 +116,8 @@ def test_packed_documents_compute_what_each_computes_alone(random_model, monkeyp
     losses.sum().backward()
     for row, cuts in enumerate(CUTS):
         parts = zip(ids[row].split(cuts), targets[row].split(cuts), losses[row].split(cuts), strict=True)
-        for text, wanted, got in parts:
-            expected = alone(text[None], targets=wanted[None])[0]
+        for text, labels, got in parts:
+            expected = alone(text[None], targets=labels[None])[0]
             torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
             expected.sum().backward()
     for (name, a), b in zip(packed.named_parameters(), alone.parameters(), strict=True):
@@ -145,13 +145,13 @@ def test_all_layers_share_one_mask(random_model, monkeypatch):
     model = random_model()
     ids = torch.randint(0, 512, (2, 20))
     model(ids)
-    assert not made  # nothing is done for rows of one document
+    assert not made  # no mask for rows of one document
     model(ids, documents=torch.zeros(2, 20, dtype=torch.int32))
     assert len(made) == 1 and model.config.n_layer == 3
 
 
 @pytest.mark.parametrize("cuts", [[128], [1] * 128, [40, 1, 1, 30, 56], [5, 123]])
-def test_cache_changes_no_logit_however_the_text_is_cut(random_model, cuts):
+def test_the_cache_gives_the_same_logits_for_any_division_of_the_text(random_model, cuts):
     model = random_model()
     ids = torch.randint(0, 512, (2, 128))
     cache = KVCache(model.config, rows=2, capacity=128)
@@ -160,7 +160,7 @@ def test_cache_changes_no_logit_however_the_text_is_cut(random_model, cuts):
         torch.testing.assert_close(parts, model(ids), atol=1e-5, rtol=1e-5)
 
 
-def test_rows_of_a_cache_may_stand_at_different_places(random_model):
+def test_rows_of_a_cache_may_differ_in_length(random_model):
     model = random_model()
     long, short = torch.randint(0, 512, (1, 60)), torch.randint(0, 512, (1, 25))
     more = torch.randint(0, 512, (2, 7))
@@ -175,7 +175,7 @@ def test_rows_of_a_cache_may_stand_at_different_places(random_model):
             torch.testing.assert_close(got[row], alone, atol=1e-5, rtol=1e-5)
 
 
-def test_prompts_end_to_end_fill_the_cache_as_each_alone_does(random_model):
+def test_prompts_end_to_end_fill_the_cache_as_each_does_alone(random_model):
     model, lengths = random_model(), [61, 60, 50, 23, 22, 1]
     prompts = [torch.randint(0, 512, (1, n)) for n in lengths]
     cache = KVCache(model.config, rows=8, capacity=64)
@@ -197,7 +197,7 @@ def test_prompts_end_to_end_fill_the_cache_as_each_alone_does(random_model):
         Prefill(cache, 0, [65, 3])
 
 
-def test_attention_takes_prompts_of_similar_length_together():
+def test_attention_groups_prompts_of_similar_length():
     assert of_similar_length([100, 90, 80, 79, 64, 63, 1]) == [[100, 90, 80], [79, 64], [63], [1]]
     assert of_similar_length([7] * 5) == [[7] * 5]
     lengths = torch.randint(1, 300, (200,), generator=torch.Generator().manual_seed(1)).tolist()
@@ -207,7 +207,7 @@ def test_attention_takes_prompts_of_similar_length_together():
     assert padded < 1.3 * sum(lengths) < 0.8 * len(lengths) * max(lengths)
 
 
-def test_a_token_sees_nothing_behind_it(random_model):
+def test_attention_is_causal(random_model):
     model = random_model()
     ids = torch.randint(0, 512, (1, 50))
     changed = ids.clone()
@@ -218,7 +218,7 @@ def test_a_token_sees_nothing_behind_it(random_model):
     assert not torch.equal(before[:, 30:], after[:, 30:])
 
 
-def test_a_fresh_model_is_near_the_uniform_guess_and_learns_a_line_by_heart():
+def test_a_new_model_starts_near_the_uniform_distribution_and_overfits_one_row():
     torch.manual_seed(0)
     model = Transformer(Config.from_depth(4, vocab_size=1024, max_seq_len=64))
     ids = torch.randint(0, 1024, (1, 64))
@@ -233,7 +233,7 @@ def test_a_fresh_model_is_near_the_uniform_guess_and_learns_a_line_by_heart():
     assert loss.item() < 0.5
 
 
-def test_one_dial_sets_the_known_shapes():
+def test_depth_alone_gives_the_known_shapes():
     demo = Config.from_depth(4, vocab_size=1024)
     assert (demo.n_layer, demo.d_model, demo.n_head, demo.n_kv_head) == (4, 128, 4, 2)
     assert 0.6e6 < Transformer(demo).num_params() - 1024 * 128 < 0.8e6
@@ -254,7 +254,9 @@ def test_parameters_and_flops_count_each_matrix_once(random_model):
         c.head_dim * (2 * c.n_head + 2 * c.n_kv_head) + 3 * c.d_ff
     )
     attention = 12 * c.n_layer * c.n_head * c.head_dim * 64
-    assert tied.flops_per_token(64) == pytest.approx(6 * matrices + attention, rel=0.01)  # norms beside it
+    assert tied.flops_per_token(64) == pytest.approx(
+        6 * matrices + attention, rel=0.01
+    )  # the norms come on top
 
 
 @pytest.mark.parametrize(
@@ -279,7 +281,7 @@ def test_parameters_and_flops_count_each_matrix_once(random_model):
         (lambda m: Config.from_depth(4, 512, head_dim=15), "head_dim=15"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_a_sentence(random_model, act, words):
+def test_arguments_that_do_not_fit_are_refused_with_a_message(random_model, act, words):
     with pytest.raises(ValueError, match=words):
         act(random_model())
 
