@@ -1,4 +1,4 @@
-"""Cleaning a crawl beside datatrove's FineWeb chain: documents per CPU-second, stage by stage, and who keeps what.
+"""Cleaning a crawl, compared with datatrove's FineWeb pipeline: documents per CPU-second by stage, and what each keeps.
 
     python -m benchmarks.corpus [WARC…]          without files: the real pages beside the checkout, else the sample
 

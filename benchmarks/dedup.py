@@ -218,10 +218,10 @@ def run_one(n_pages: int, memory: int, scratch: Path) -> dict:
         last[0] = now
         print(f"  {steps[-1]['cpu_seconds']:>8,.1f} s  {line}", file=sys.stderr, flush=True)
 
-    pages, begun = Synthetic(paths, config, web), time.process_time()
+    pages, began = Synthetic(paths, config, web), time.process_time()
     found = find_duplicates(pages, config, scratch / "work", log=log)
     log(f"{len(found.pages):,} pages dropped")
-    cpu = time.process_time() - begun
+    cpu = time.process_time() - began
     disk.done.set()
     return {
         "pages": n_pages,

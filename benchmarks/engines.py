@@ -1,4 +1,4 @@
-"""The overhead of each engine: processor seconds of all processes of a cleaning run, beside those of the units.
+"""The overhead of each engine: processor seconds of a cleaning run beyond those of the units.
 
     python -m benchmarks.engines crawl/*.warc.gz            # local, and ray or slurm where installed
     python -m benchmarks.engines --engines local,slurm …

@@ -1,4 +1,4 @@
-"""Quality and speed of main-text extraction on real pages: ours beside other extractors.
+"""Quality and speed of main-text extraction on real pages: ours compared with other extractors.
 
     pip install -e '.[bench]'                                     # readability-lxml
     python -m benchmarks.extraction ../shared/data/crawl          # every page; --every 8 for every eighth

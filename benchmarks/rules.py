@@ -134,9 +134,9 @@ def size(folder: Path) -> None:
 
     parts = sorted((folder / "values").glob("*.parquet"))
     rows, taken = sum(pq.read_metadata(p).num_rows for p in parts), sum(p.stat().st_size for p in parts)
-    beside = sum(p.stat().st_size for p in (folder / "ledger").glob("*.parquet"))
+    ledger = sum(p.stat().st_size for p in (folder / "ledger").glob("*.parquet"))
     print(
-        f"{rows:,} pages, {taken:,} bytes of values: {taken / max(1, rows):.0f} a page; ledger: {beside:,} bytes"
+        f"{rows:,} pages, {taken:,} bytes of values: {taken / max(1, rows):.0f} a page; ledger: {ledger:,} bytes"
     )
 
 

@@ -1,1 +1,1 @@
-"""From a page's bytes to its main text: encoding, lines and the boxes they stand in, which lines are text."""
+"""From a page's bytes to its main text: encoding, lines and the elements that contain them, which lines are text."""

@@ -101,7 +101,7 @@ class Box:
 
     def __init__(self, tag: str, parent: "Box | None", hints: int, name: str | None):
         self.tag, self.parent, self.hints, self.name = tag, parent, hints, name
-        self.row: Box | None = parent.row if parent else None  # the table row that it stands in
+        self.row: Box | None = parent.row if parent else None  # the table row that contains it
         self.chars = self.linked = self.lines = self.prose = 0
         self.home: int | None = None  # levels below the innermost box that holds most of the page's prose
 
@@ -154,7 +154,7 @@ class Page:
         parts: list[tuple[str, bool]] = []  # pieces of the current line, and whether each is inside a link
         boxes, links, known = self.boxes, 0, _KNOWN.get
         boxes.append(root)
-        # Where to go on above: the next element there, and the box and link that it stands in.
+        # Where to go on above: the next element there, and the box and link that contain it.
         above: list[tuple[LexborNode | None, Box, bool]] = []
         node, inside, linked = body.child, root, False
         while node is not None or above:

@@ -61,7 +61,7 @@ def declared(data: bytes, charset: str | None) -> Iterator[str]:
         yield named
     label = meta_label(data)
     named = codec_of(label) if label else None
-    if named:  # a page whose <meta> could be read as ASCII is not in UTF-16, whatever it says
+    if named:  # a page whose <meta> could be read as ASCII is not in UTF-16, whatever it declares
         yield "utf-8" if named.startswith("utf-16") else named
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 DECIDES_NOTHING = "drawings for the report"
-WIDTH, HEIGHT, BASE = 400, 150, 130  # of a drawing, in its own units; the columns stand on y = BASE
+WIDTH, HEIGHT, BASE = 400, 150, 130  # of a drawing, in its own units; columns start at y = BASE
 VALUES_BASE = 54  # BASE of the drawing of a rule's values
 BINS = 28  # of a rule's values
 

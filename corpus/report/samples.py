@@ -165,12 +165,12 @@ def read_texts(
     """
     needed = {row["warc_file"]: str(sources[row["warc_file"]]) for row in rows if row["warc_file"] in sources}
     names = ("record_id", "rule", "warc_file", "warc_offset", "warc_length")
-    asked = [{name: row[name] for name in names} for row in rows]
+    wanted = [{name: row[name] for name in names} for row in rows]
     found: list[tuple[str, str]] = []
-    while len(found) < len(asked):
+    while len(found) < len(wanted):
         done = subprocess.run(
             [sys.executable, "-m", "corpus.report.samples"],
-            input=json.dumps({"rows": asked[len(found) :], "sources": needed, "most": most}),
+            input=json.dumps({"rows": wanted[len(found) :], "sources": needed, "most": most}),
             capture_output=True,
             text=True,
             check=False,
@@ -179,7 +179,7 @@ def read_texts(
         found += [(text, note) for text, note in map(json.loads, done.stdout.splitlines())]
         if done.returncode > 0:  # an error in this module, not caused by a page
             raise RuntimeError(f"Reading pages back for the report failed: {done.stderr[-500:]}")
-        if len(found) < len(asked):
+        if len(found) < len(wanted):
             found.append(("", "cannot be shown: it killed the parser, or used up its processor time"))
     return found
 
@@ -189,17 +189,17 @@ def main() -> None:
     import resource
     import time
 
-    asked = json.load(sys.stdin)
+    request = json.load(sys.stdin)
     _, most_memory = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, most_memory))
-    for row in asked["rows"]:
+    for row in request["rows"]:
         _, hard = resource.getrlimit(resource.RLIMIT_CPU)
         resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + 1 + PAGE_SECONDS, hard))
         try:
-            text, note = read_text(row, asked["sources"])
+            text, note = read_text(row, request["sources"])
         except Exception as error:  # of the parser, whatever it is
             text, note = "", f"cannot be shown: {type(error).__name__} in the parser"
-        print(json.dumps([text[: asked["most"]], note]), flush=True)
+        print(json.dumps([text[: request["most"]], note]), flush=True)
 
 
 def _whole_page(payload: bytes, charset: str | None) -> tuple[str, str]:

@@ -1,8 +1,8 @@
 """What the quality rules measure: each function computes one number of a page. The table of rules is in quality.py.
 
 Most pages pass most rules, so an expensive measure has a cheap bound beside it (`*_at_most`, `*_at_least`): a page
-whose bound passes the rule needs no exact count. The docstrings of the measures are what docs/rules.md and the report
-say of each rule.
+whose bound passes the rule needs no exact count. docs/rules.md and the report describe each rule by the docstring of
+its measure.
 """
 
 import re
