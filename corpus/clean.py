@@ -79,7 +79,7 @@ def clean_crawl(
         known = hashes or {}
         tasks = []
         for name, source in sorted((name, str(source)) for name, source in files):
-            key = unit_key(name, crawl, known.get(name) or hash_archive(source)[1], config)
+            key = unit_key(name, crawl, known.get(name) or hash_archive(source)[1], config, work)
             tasks.append(UnitTask(name, source, crawl, work / "units" / key, config, engine.isolated))
         units = _clean_units(tasks, engine)
         duplicates = out.with_name(out.name + ".dedup")

