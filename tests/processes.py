@@ -1,4 +1,4 @@
-"""Whether a process that a test started is gone."""
+"""Whether a process that a test started has ended."""
 
 import psutil
 

@@ -24,7 +24,7 @@ from resources.workspace import Workspace, WorkspaceError
 
 
 def make_all(root: Path) -> DvcLedger:
-    """Make every stage and write its statement, as an asset does."""
+    """Build every stage and write its statement, as an asset does."""
     ledger = DvcLedger(root)
     for name in ledger.in_order():
         version = make(root, name)
@@ -36,10 +36,10 @@ def make_all(root: Path) -> DvcLedger:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """The small chain, made once; each test takes a copy of its own."""
+    """The small project, built once; each test takes its own copy."""
     saved = {n: os.environ.pop(n) for n in ("DVC_STAGE", "DVC_ROOT", "DAGSTER_HOME") if n in os.environ}
     root = build_chain(tmp_path_factory.mktemp("finished") / "project")
-    sh(root, DVC, "config", "cache.type", "copy")  # a copy of the tree keeps its cache apart
+    sh(root, DVC, "config", "cache.type", "copy")  # so that a copy of the tree has its own cache
     make_all(root)
     os.environ.update(saved)
     return root
@@ -53,7 +53,7 @@ def ledger(finished, tmp_path, monkeypatch) -> DvcLedger:
 
 
 def flip(path: Path) -> None:
-    """Change one byte; length, mode and time of change stay, so that only reading the bytes can tell."""
+    """Change one byte; size, mode and mtime stay, so that only reading the bytes can detect it."""
     stat = path.stat()
     path.chmod(0o644)
     content = bytearray(path.read_bytes())
@@ -93,7 +93,7 @@ FILES = [
 
 @pytest.mark.parametrize("file", FILES)
 def test_one_changed_byte_in_any_upstream_file_is_named_and_can_be_restored(ledger, file):
-    sh(ledger.root, DVC, "status")  # DVC's cache of hashes is warm and would vouch for the file
+    sh(ledger.root, DVC, "status")  # DVC's cache of hashes is warm and would report the file as unchanged
     flip(ledger.root / file)
     report = audit(ledger.root, "base_model")
     assert [wrong.where for wrong in report.disagreements] == [file], "it, and nothing else"
@@ -107,13 +107,13 @@ def test_one_changed_byte_in_any_upstream_file_is_named_and_can_be_restored(ledg
     assert audit(ledger.root, "base_model").agrees
 
 
-def test_a_change_downstream_is_not_the_targets_business(ledger):
+def test_a_change_downstream_of_the_target_is_not_reported(ledger):
     flip(ledger.root / "data/base_model/made.txt")
     assert audit(ledger.root, "tokenizer").agrees
     assert not audit(ledger.root, "base_model").agrees
 
 
-def test_files_too_many_and_too_few_are_named(ledger):
+def test_extra_and_missing_files_are_named(ledger):
     (ledger.root / "data/tokenizer/deep/digest.txt").unlink()
     (ledger.root / "data/cleaned_corpus/sample/extra.txt").write_text("not from here")
     found = {
@@ -124,7 +124,7 @@ def test_files_too_many_and_too_few_are_named(ledger):
     assert len(found) == 2
 
 
-def test_a_folder_that_is_gone_or_was_never_made_is_named(ledger):
+def test_a_folder_that_is_missing_or_was_never_made_is_named(ledger):
     shutil.rmtree(ledger.root / "data/tokenizer")
     wrong = audit(ledger.root, "tokenizer").disagreements
     assert [(w.where, w.found) for w in wrong] == [("data/tokenizer", "no such folder")]
@@ -145,7 +145,7 @@ def test_a_byte_changed_through_a_hard_link_says_that_the_cache_is_damaged_too(c
     assert audit(chain, "base_model").agrees
 
 
-def test_crawl_files_that_stand_elsewhere_are_hashed_too(ledger):
+def test_crawl_files_outside_the_folder_are_hashed_too(ledger):
     outside = ledger.root / "warcs" / "00001.warc"
     outside.parent.mkdir()
     outside.write_bytes(b"WARC/1.0 from afar")
@@ -182,7 +182,7 @@ def test_a_forged_lock_or_statement_is_named(ledger):
     assert wrong.where == str(path.relative_to(ledger.root)) and "no provenance statement" in wrong.found
 
 
-def test_a_model_of_another_corpus_than_the_one_that_stands_here_is_named(ledger):
+def test_a_model_of_another_corpus_than_the_one_on_disk_is_named(ledger):
     Workspace(ledger.root).set_crawl("sample", {"source": "sample", "pages": 9})
     for name in ("raw_crawl@sample", "cleaned_corpus@sample"):
         upstream = {u: ledger.recorded(u) for u in ledger.upstream(name)}
@@ -194,7 +194,7 @@ def test_a_model_of_another_corpus_than_the_one_that_stands_here_is_named(ledger
     }
 
 
-def test_changed_code_and_parameters_are_notes_for_the_version_is_still_whole(ledger):
+def test_changed_code_and_parameters_are_notes_because_the_version_is_intact(ledger):
     with open(ledger.root / "code/train.py", "a") as file:
         file.write("# other\n")
     params = (ledger.root / "params.yaml").read_text()

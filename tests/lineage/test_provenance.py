@@ -1,4 +1,4 @@
-"""Provenance statements: valid by the standard's own package, true to the last byte."""
+"""Provenance statements: valid according to the standard's own package, and correct for every file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from resources.dvc_ledger import DvcLedger
 
 @pytest.fixture
 def made(chain):
-    """The small chain, made, with a statement beside each version."""
+    """The small project, built, with a statement for each version."""
     ledger = DvcLedger(chain)
     for name in ledger.in_order():
         version = make(chain, name)
@@ -104,14 +104,14 @@ def test_dependencies_name_upstream_versions_warcs_commit_code_and_environment(m
     assert parameters == {"base_model": {"depth": 2, "lr": 1e-3}}
 
 
-def test_run_facts_tell_the_run_its_times_and_its_machine(made):
+def test_run_facts_hold_the_run_its_times_and_its_machine(made):
     facts = run_facts(statement_of(made, "tokenizer"))
     assert facts["dagster_run"] == "run-1" and "mlflow_run" not in facts
     assert facts["started"] == "2023-11-14T22:13:20Z" and facts["finished"] == "2023-11-14T22:13:32Z"
     assert facts["hardware"]["cores"] == os.cpu_count() and facts["cpu_seconds"] > 0
 
 
-def test_a_dirty_checkout_is_said_and_named(made):
+def test_a_dirty_checkout_is_recorded_with_its_files(made):
     (made.root / "code/train.py").write_text("changed\n")
     (made.root / "dvc.lock").touch()
     version = made.recorded("tokenizer")
@@ -122,7 +122,7 @@ def test_a_dirty_checkout_is_said_and_named(made):
     assert source["annotations"]["dirty_files"] == ["code/train.py"]
 
 
-def test_a_missing_torn_or_borrowed_statement_is_refused(made):
+def test_a_missing_damaged_or_misplaced_statement_is_refused(made):
     version = made.recorded("tokenizer")
     path = statement_path(made.root, "tokenizer", version)
     good = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""`stemma sync` with a real Dagster instance: what the UI shows after a roll-back is what stands on disk."""
+"""`stemma sync` with a real Dagster instance: after a roll-back the UI shows what is on disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from resources.workspace import Workspace
 
 
 def assets_of(root: Path) -> list[dg.AssetsDefinition]:
-    """The small chain as Dagster assets, as assets/stage.py builds the real one."""
+    """The small project as Dagster assets, as assets/stage.py builds the real one."""
     ledger = DvcLedger(root)
     crawls = dg.StaticPartitionsDefinition(list(Workspace(root).params()["crawls"]))
 
@@ -77,7 +77,7 @@ def instance():
 
 @pytest.fixture
 def two_versions(chain, instance):
-    """Two crawls, all made, committed; then the first crawl changed, all made and committed again."""
+    """Two crawls, all built, committed; then the first crawl changed, all built and committed again."""
     Workspace(chain).set_crawl("second", {"source": "sample", "pages": 5})
     run_all(chain, instance)
     sh(chain, "git", "add", "-A")
@@ -92,18 +92,18 @@ def test_after_a_roll_back_dagster_shows_the_old_versions_and_nothing_stale(two_
     root = two_versions
     new = current(root)
     assert shown(root, instance) == new
-    assert sync(root, instance) == [], "what agrees is left alone"
+    assert sync(root, instance) == [], "what agrees is not reported"
 
     sh(root, "git", "checkout", "-q", "HEAD~1")
     sh(root, DVC, "checkout")
     old = current(root)
     assert shown(root, instance) == new != old, "Dagster trusts its log, not the disk"
 
-    told = sync(root, instance)
+    lines = sync(root, instance)
     moved = ["raw_crawl@sample", "cleaned_corpus@sample", "tokenizer", "base_model"]
-    assert [line.split(":")[0] for line in told] == moved
+    assert [line.split(":")[0] for line in lines] == moved
     assert (
-        told[0]
+        lines[0]
         == f"raw_crawl@sample: {old['raw_crawl@sample'][0]} (Dagster showed {new['raw_crawl@sample'][0]})"
     )
     assert shown(root, instance) == old
@@ -123,15 +123,15 @@ def test_after_a_roll_back_dagster_shows_the_old_versions_and_nothing_stale(two_
 
 
 def test_a_stale_lock_stays_stale_in_dagster(chain, instance):
-    """Sync tells the truth, not good news: what was made from other inputs or code is shown so."""
+    """What was built from other inputs or code is reported as such."""
     run_all(chain, instance)
     Workspace(chain).set_crawl("sample", {"source": "sample", "pages": 9})
     make(chain, "raw_crawl@sample")
     make(chain, "cleaned_corpus@sample")
     with open(chain / "code/train.py", "a") as file:
         file.write("# other\n")
-    told = sync(chain, instance)
-    assert [line.split(":")[0] for line in told] == ["raw_crawl@sample", "cleaned_corpus@sample"]
+    lines = sync(chain, instance)
+    assert [line.split(":")[0] for line in lines] == ["raw_crawl@sample", "cleaned_corpus@sample"]
     found = shown(chain, instance)
     assert found["cleaned_corpus@sample"][1:] == ("FRESH", [])
     for name in ("tokenizer", "base_model"):
@@ -146,6 +146,6 @@ def test_a_stale_lock_stays_stale_in_dagster(chain, instance):
 def test_a_folder_that_is_not_the_locks_version_is_not_reported(chain, instance):
     make(chain, "raw_crawl@sample")
     (chain / "data/raw_crawl/sample/more.txt").write_text("from elsewhere")
-    (told,) = sync(chain, instance)
-    assert told.startswith("raw_crawl@sample: not reported") and told.endswith("Run 'dvc checkout'.")
+    (line,) = sync(chain, instance)
+    assert line.startswith("raw_crawl@sample: not reported") and line.endswith("Run 'dvc checkout'.")
     assert shown(chain, instance)["raw_crawl@sample"][:2] == (None, "MISSING")

@@ -1,4 +1,4 @@
-"""`stemma why URL`: every row of every crawl's ledger, and a clear word where there is none."""
+"""`stemma why URL`: every row of every crawl's ledger, and a clear message where there is none."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def printed(url: str, rows: list[dict], near: list[str] | None = None) -> str:
     return text.getvalue()
 
 
-def test_why_tells_every_crawls_rows_with_rule_value_and_place(corpora):
+def test_why_shows_every_crawls_rows_with_rule_value_and_place(corpora):
     rows = why(corpora, URL)
     assert [(r["crawl"], r["record_id"], r["outcome"]) for r in rows] == [
         ("sample", "urn:1", "kept"),
@@ -66,11 +66,11 @@ def test_why_tells_every_crawls_rows_with_rule_value_and_place(corpora):
     assert "crawl second, 00000.warc.gz, bytes 1,203 to 1,300" in text
 
 
-def test_a_bare_host_asks_for_all_its_pages(corpora):
+def test_a_bare_host_finds_all_its_pages(corpora):
     assert len(why(corpora, "example.org")) == 4
 
 
-def test_a_record_id_asks_for_its_page(corpora):
+def test_a_record_id_finds_its_page(corpora):
     assert [row["url"] for row in why(corpora, "urn:9")] == ["https://example.org/else"]
 
 
@@ -81,7 +81,7 @@ def test_another_spelling_of_the_same_address_finds_the_page(corpora, spelling):
     assert {row["record_id"] for row in why(corpora, spelling)} == {"urn:1", "urn:2", "urn:3"}
 
 
-def test_a_page_that_no_crawl_held_is_said_so_and_its_neighbours_are_named(corpora):
+def test_a_page_in_no_crawl_is_reported_with_similar_urls(corpora):
     never = "https://example.org/els"
     assert why(corpora, never) == []
     text = printed(never, [], nearest(corpora, never))
@@ -99,8 +99,8 @@ def test_a_kept_page_shows_its_document(corpora):
     assert "a document of 2,048 bytes in 'en' (certainty 0.97)" in printed(URL, why(corpora, URL))
 
 
-def test_asking_why_loads_nothing_of_dvc_dagster_or_training(corpora, root):
-    """The answer is due in under a second, and each of these takes longer than that to import."""
+def test_why_loads_nothing_of_dvc_dagster_or_training(corpora, root):
+    """The answer must take less than a second, and each of these takes longer than that to import."""
     shutil.copy(root / "stemma.py", corpora)
     heavy = ("dvc", "dagster", "mlflow", "torch", "pandas", "matplotlib", "transformers", "datasets")
     code = f"""
@@ -119,6 +119,6 @@ except SystemExit as done:
     assert done.stdout.splitlines()[-1] == "exit 0 []"
 
 
-def test_without_a_cleaned_crawl_there_is_nothing_to_ask(chain):
+def test_without_a_cleaned_crawl_there_is_nothing_to_search(chain):
     with pytest.raises(WorkspaceError, match="No crawl is cleaned yet"):
         why(chain, URL)

@@ -1,3 +1,3 @@
-"""The small chain that the ledger and its lineage are tested on."""
+"""The small project on which the ledger and its lineage are tested."""
 
 from tiny_project import chain as chain

@@ -12,7 +12,7 @@ import urllib.request
 import psutil
 import pytest
 
-pytestmark = pytest.mark.slow  # a whole Dagster for one question
+pytestmark = pytest.mark.slow  # starts all of Dagster for one test
 
 DEFINITIONS = textwrap.dedent("""
     from pathlib import Path
@@ -54,7 +54,7 @@ STATUS = "query($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
 
 @pytest.fixture
 def dagster(tmp_path, root, monkeypatch):
-    """Starts services over a project with a stubborn training; gives a way to ask Dagster."""
+    """Starts the services on a project with a training that ignores signals; yields a way to query Dagster."""
     (tmp_path / "definitions.py").write_text(DEFINITIONS)
     (tmp_path / "stubborn.py").write_text(STUBBORN)
     (tmp_path / "pids").mkdir()

@@ -1,4 +1,4 @@
-"""A training script is started, heard, and gone when its step is gone."""
+"""A training script is started, its output and result come back, and it ends with its step."""
 
 import json
 import os
@@ -95,7 +95,7 @@ def test_a_script_in_dagster_reports_by_pipes_and_logs_there(project, capfd):
     assert "hello from the script" in logged
 
 
-def test_the_work_of_our_children_is_counted_as_ours():
+def test_the_cpu_time_of_our_children_is_counted_as_ours():
     before = own_cpu_seconds()
     work = "import time\nwhile time.process_time() < 0.3: pass\nprint('done', flush=True)\ntime.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", work], stdout=subprocess.PIPE) as child:
@@ -130,14 +130,16 @@ def test_the_cpu_is_named_to_deepspeed_only_where_there_is_no_gpu(project, monke
         assert launcher(project).environment({}).get("DS_ACCELERATOR") == named
 
 
-def test_a_failure_tells_what_happened_and_how_to_go_on(project):
+def test_a_failure_says_what_happened_and_how_to_continue(project):
     with pytest.raises(dg.Failure) as failure:
         launcher(project).run(None, "script", {"params": {"fail": 3}}, project / "work")
-    said = failure.value.description
-    assert "exit code 3" in said
-    assert "loss is not finite at step 7" in said
-    assert "\n100 %\n" in said and "10 %" not in said.replace("100 %", "")  # the bar's last state alone
-    assert "materialize again" in said and f"-m script --config {project}/work/config.json" in said
+    message = failure.value.description
+    assert "exit code 3" in message
+    assert "loss is not finite at step 7" in message
+    assert "\n100 %\n" in message and "10 %" not in message.replace(
+        "100 %", ""
+    )  # only the last state of the bar
+    assert "materialize again" in message and f"-m script --config {project}/work/config.json" in message
     assert failure.value.metadata["exit_code"].value == 3
 
 
@@ -200,7 +202,7 @@ def test_a_cancelled_or_killed_step_leaves_no_process(project, root, number):
         time.sleep(0.05)
     step.send_signal(number)
     step.wait(60)
-    if number == signal.SIGKILL:  # else the exception left only when all was gone
+    if number == signal.SIGKILL:  # otherwise the exception is raised only when every process has ended
         while any(map(alive, pids)) and time.monotonic() < deadline:
             time.sleep(0.05)
     assert not [pid for pid in pids if alive(pid)]

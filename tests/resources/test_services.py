@@ -1,4 +1,4 @@
-"""`stemma up` starts everything, says where it is, and leaves nothing behind."""
+"""`stemma up` starts everything, prints the addresses, and leaves no process behind."""
 
 import json
 import signal
@@ -40,7 +40,7 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_taken_port_is_passed_over():
+def test_a_taken_port_is_skipped():
     with socket.create_server(("127.0.0.1", 0)) as holder:
         taken = holder.getsockname()[1]
         assert free_port(taken) > taken
@@ -57,12 +57,12 @@ def test_both_uis_answer_and_nothing_is_left_afterwards(project, root, number):
             text=True,
         )
         try:
-            said = []
-            while not said or "Ctrl-C" not in said[-1]:
-                said.append(services.stdout.readline())
-                assert said[-1], "ended early: " + "".join(said)
-            address = {line.split(": ")[0]: line.split(": ")[1].strip() for line in said if "http" in line}
-            assert f"Port {taken} is taken" in said[0]
+            lines = []
+            while not lines or "Ctrl-C" not in lines[-1]:
+                lines.append(services.stdout.readline())
+                assert lines[-1], "ended early: " + "".join(lines)
+            address = {line.split(": ")[0]: line.split(": ")[1].strip() for line in lines if "http" in line}
+            assert f"Port {taken} is taken" in lines[0]
             query = {"query": "{ assetNodes { assetKey { path } } }"}
             request = urllib.request.Request(
                 address["Dagster UI"] + "/graphql",
@@ -83,7 +83,7 @@ def test_both_uis_answer_and_nothing_is_left_afterwards(project, root, number):
 
 @pytest.mark.slow
 def test_definitions_that_do_not_load_still_give_a_ui(project, root):
-    """Dagster shows the error in its UI; we must not stop for it."""
+    """Dagster shows the error in its UI; we must not stop because of it."""
     (project / "definitions.py").write_text("raise RuntimeError('broken on purpose')")
     services = subprocess.Popen(
         [sys.executable, "-c", RUN, str(project), "3700", "5700"], cwd=root, stdout=subprocess.PIPE, text=True

@@ -1,4 +1,4 @@
-"""Nothing that we start outlives us, however it, its wrapper, its supervisor or we ourselves end."""
+"""No process that we start outlives us, however it, its wrapper, its supervisor or we ourselves end."""
 
 import os
 import signal
@@ -13,8 +13,8 @@ from processes import alive
 
 from resources.supervisor import Supervised
 
-# A trainer with all that is hard to kill: it ignores SIGTERM and SIGINT, has a child in a session of
-# its own, and an orphan whose parent has already gone. Each writes its process id into the folder given to it.
+# A trainer that is hard to kill: it ignores SIGTERM and SIGINT, has a child in its own session, and an orphan
+# whose parent has already ended. Each writes its process id into the folder given to it.
 STUBBORN = textwrap.dedent("""
     import os, pathlib, signal, subprocess, sys, time
     folder = pathlib.Path(sys.argv[1])
@@ -40,7 +40,7 @@ NAMES = ("trainer", "own_session", "orphan")
 
 
 def wait_for(what, seconds: float = 30.0):
-    """Wait until `what()` is true, and give it back."""
+    """Wait until `what()` is true, and return it."""
     deadline = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < deadline, "this did not happen in time"
@@ -77,7 +77,7 @@ def test_a_signal_shows_as_a_negative_return_code():
         assert running.wait(30) == -11
 
 
-def test_a_command_that_is_not_there_is_said_in_a_sentence(capfd):
+def test_a_command_that_does_not_exist_is_reported(capfd):
     with Supervised(["no-such-command"]) as running:
         assert running.wait(30) == 127
     assert "no-such-command: cannot be started" in capfd.readouterr().err
@@ -92,7 +92,7 @@ def test_stop_removes_a_tree_that_ignores_sigterm(tmp_path):
     assert running.returncode == -signal.SIGKILL
 
 
-def test_a_trainer_that_listens_has_the_grace_to_end_well(tmp_path):
+def test_a_trainer_that_handles_sigterm_has_the_grace_period_to_end_cleanly(tmp_path):
     script = (
         "import signal, sys, time, pathlib\n"
         "signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path('saved').touch(), sys.exit(0)))\n"
@@ -143,7 +143,7 @@ def test_a_killed_supervisor_takes_the_tree_with_it(tmp_path):
         assert_gone(pids)
 
 
-def test_an_exception_leaves_the_block_only_when_the_tree_is_gone(tmp_path):
+def test_an_exception_leaves_the_block_only_when_the_tree_has_ended(tmp_path):
     with pytest.raises(RuntimeError), Supervised(stubborn(tmp_path), grace=0.3):
         pids = family(tmp_path)
         raise RuntimeError("the step failed")
@@ -177,14 +177,14 @@ def test_the_end_of_the_step_ends_the_training(tmp_path, root, number):
     assert_gone(pids)
 
 
-def test_a_second_interrupt_ends_the_grace(tmp_path, root):
+def test_a_second_interrupt_ends_the_grace_period(tmp_path, root):
     stubborn(tmp_path)
     code = STEP.replace("grace=0.3", "grace=600")
     step = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=root, stderr=subprocess.DEVNULL)
     pids = family(tmp_path)
     step.send_signal(signal.SIGINT)
     time.sleep(1)
-    assert alive(pids["trainer"])  # it is having its grace
+    assert alive(pids["trainer"])  # it is within the grace period
     step.send_signal(signal.SIGINT)
     step.wait(60)
     assert_gone(pids)

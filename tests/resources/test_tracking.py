@@ -1,4 +1,4 @@
-"""Every point arrives in MLflow exactly once, and no server can hold a run up or lose it."""
+"""Every point arrives in MLflow exactly once, and no server can delay a run or lose it."""
 
 import json
 import os
@@ -23,7 +23,7 @@ MODEL = "fedcba9876543210fedcba9876543210.dir"
 
 
 def append(path: Path, first: int, last: int) -> None:
-    """Points as the trainer writes them: two curves and one system metric."""
+    """Points in the format of the trainer: two curves and one system metric."""
     with open(path, "a", encoding="utf-8") as file:
         for step in range(first, last):
             metrics = {"loss": 10 / (step + 1), "lr": 0.01, "system/cpu_utilization_percentage": 50.0}
@@ -39,7 +39,7 @@ def wait_for(what, seconds: float = 60.0):
 
 
 def history(tracker: MlflowTracker, run_id: str, name: str) -> list[int]:
-    """Steps of all recorded points, repeated ones too."""
+    """Steps of all recorded points, duplicates included."""
     client = tracker.uploader().client
     return sorted(m.step for m in client.get_metric_history(run_id, name))
 
@@ -96,13 +96,13 @@ def remote(server: Server, root: Path) -> MlflowTracker:
 
 @pytest.fixture(params=["local", "server"])
 def tracker(request, tmp_path) -> MlflowTracker:
-    """A database file and a server must behave alike."""
+    """A database file and a server must behave the same."""
     if request.param == "local":
         return request.getfixturevalue("local")
     return remote(request.getfixturevalue("server"), tmp_path)
 
 
-def test_a_run_carries_all_that_was_told(tracker, tmp_path):
+def test_a_run_has_everything_that_was_recorded(tracker, tmp_path):
     weights = tmp_path / "data" / "rl_model"
     weights.mkdir(parents=True)
     (weights / "model.safetensors").write_bytes(b"weights")
@@ -151,13 +151,13 @@ def test_runs_are_found_by_the_version_they_made_or_used(tracker):
 @pytest.mark.parametrize(
     ("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")], ids=["failure", "interrupt"]
 )
-def test_a_run_that_raises_ends_with_the_status_that_fits(local, error, status):
+def test_a_run_that_raises_ends_with_the_matching_status(local, error, status):
     with pytest.raises(error), local.start("base", "fails") as run:
         raise error("no")
     assert local.uploader().client.get_run(run.run_id).info.status == status
 
 
-def test_a_server_killed_on_the_way_gets_every_point_once_when_it_is_back(server, tmp_path):
+def test_a_server_killed_during_a_run_gets_every_point_once_after_its_restart(server, tmp_path):
     tracker = remote(server, tmp_path)
     with tracker.start("base", "interrupted") as run:
         append(run.metrics_path, 0, 700)
@@ -175,7 +175,7 @@ def test_a_server_killed_on_the_way_gets_every_point_once_when_it_is_back(server
 
 
 def test_what_was_sent_but_not_acknowledged_is_not_sent_twice(tracker, tmp_path):
-    """As after a crash between the server's commit and our note of it: all is sent again, nothing doubles."""
+    """As after a crash between the server's commit and our acknowledgement: all is sent again, nothing twice."""
     entry = Entry.create(tracker.spool_path(), "again")
     entry.append(
         op="start",
@@ -204,7 +204,7 @@ def test_what_was_sent_but_not_acknowledged_is_not_sent_twice(tracker, tmp_path)
 
 
 class BlackHole:
-    """A server that takes connections and never says a word."""
+    """A server that accepts connections and never answers."""
 
     def __init__(self) -> None:
         self._socket = socket.create_server(("127.0.0.1", 0))
@@ -242,7 +242,7 @@ RUN = textwrap.dedent("""
 """)
 
 
-def test_a_server_that_hangs_holds_nothing_up_and_loses_nothing(tmp_path, root, server):
+def test_a_server_that_hangs_delays_nothing_and_loses_nothing(tmp_path, root, server):
     hole = BlackHole()
     done = subprocess.run(
         [sys.executable, "-c", RUN, str(tmp_path), hole.uri],
@@ -262,7 +262,7 @@ def test_a_server_that_hangs_holds_nothing_up_and_loses_nothing(tmp_path, root, 
     assert history(tracker, run.info.run_id, "loss") == list(range(100))
 
 
-def test_a_dead_server_costs_a_sentence_at_the_end(tmp_path, caplog):
+def test_a_dead_server_costs_one_warning_at_the_end(tmp_path, caplog):
     tracker = MlflowTracker(root=str(tmp_path), tracking_uri="http://127.0.0.1:9")
     with tracker.start("base", "alone") as run:
         append(run.metrics_path, 0, 10)
@@ -282,7 +282,7 @@ def test_a_killed_process_leaves_a_run_that_ends_as_killed(tmp_path, root, local
         text=True,
     )
     assert process.stdout.readline() == "ready\n"
-    assert local.replay() == (0, 0)  # it lives: its run is its own affair
+    assert local.replay() == (0, 0)  # it is alive: its run is left to it
     process.kill()
     process.wait()
     (entry,) = entries(local.spool_path())
@@ -306,7 +306,7 @@ def test_the_next_run_sends_what_an_earlier_one_could_not(tmp_path):
     assert {r.info.run_name for r in client.search_runs([experiment])} == {"earlier", "later"}
 
 
-def test_an_alias_is_not_taken_back_by_a_run_that_arrives_late(local, tmp_path):
+def test_an_alias_is_not_moved_back_by_a_run_that_arrives_late(local, tmp_path):
     away = MlflowTracker(root=local.root, tracking_uri="http://127.0.0.1:9")
     name = f"model_{tmp_path.name}"
     with away.start("base", "older") as run:
@@ -322,7 +322,7 @@ def test_an_alias_is_not_taken_back_by_a_run_that_arrives_late(local, tmp_path):
     assert client.get_model_version_by_alias(name, "candidate").run_id == newer.run_id
 
 
-def test_what_mlflow_refuses_for_good_is_set_aside_and_the_rest_arrives(local):
+def test_what_mlflow_rejects_permanently_is_kept_apart_and_the_rest_arrives(local):
     with local.start("base", "half refused", {"depth": 4}) as run:
         with open(run.metrics_path, "a") as file:
             file.write('{"t": 1, "step": 0, "metr\n')
@@ -334,7 +334,7 @@ def test_what_mlflow_refuses_for_good_is_set_aside_and_the_rest_arrives(local):
     assert len(refused) == 2
 
 
-def test_a_digest_that_mlflow_would_cut_is_refused_at_once(local):
+def test_a_digest_that_mlflow_would_truncate_is_rejected_at_once(local):
     with pytest.raises(ValueError, match="36"):
         local.start("base", "x", datasets=[("corpus", "a" * 37, "d")])
     assert not entries(local.spool_path())
