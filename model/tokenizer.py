@@ -2,7 +2,7 @@
 
 Notable:
 - every byte is a token, so any text and any byte string comes back from its tokens unchanged; no normalisation;
-- text is data: a page that spells `<|im_end|>` gets ordinary tokens, never the special one. Special tokens enter
+- text is data: a page that contains `<|im_end|>` gets ordinary tokens, never the special one. Special tokens enter
   only where our own code puts them (chat.py, the document separator), or by `encode(…, specials=True)`;
 - ordinary text is encoded by tiktoken, some five times as fast as the library whose format it is, to the same ids.
 

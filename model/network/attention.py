@@ -220,7 +220,7 @@ class Cached:
 
 
 def _too_long(cache: KVCache, seen: int) -> str:
-    return f"The cache holds {cache.capacity} tokens a row and {seen} are needed. Reserve more."
+    return f"The cache holds {cache.capacity} tokens per row and {seen} are needed. Reserve more."
 
 
 def _sdpa(

@@ -43,7 +43,7 @@ class RopeScaling:
         if self.kind == "llama3" and self.high_freq_factor <= self.low_freq_factor:
             raise ConfigError(
                 f"llama3 scaling needs high_freq_factor ({self.high_freq_factor}) above low_freq_factor "
-                f"({self.low_freq_factor}): between the two lies the ramp."
+                f"({self.low_freq_factor}): the ramp is between the two."
             )
 
     @property

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import tokenizers
 from tokenizers import models
 
-from core.errors import ConfigError, DataError
+from core.errors import ConfigError, DataError, StemmaError
 from core.files import atomic_folder, write_atomically
 from core.settings import read_settings
 from model.chat import CHAT_TEMPLATE
@@ -40,8 +41,8 @@ def train_tokenizer(texts: Iterable[str], out: Path, config: TokenizerConfig) ->
         )
     byte_values = byte_of_char()
     chars = sorted(byte_values)  # the ids of the bytes follow GPT-2's printable characters, as in the library
-    room = config.vocab_size - BYTES - len(SPECIAL_TOKENS)
-    learned = learn_merges(pieces, [byte_values[char] for char in chars], room, config.min_frequency)
+    n_merges = config.vocab_size - BYTES - len(SPECIAL_TOKENS)
+    learned = learn_merges(pieces, [byte_values[char] for char in chars], n_merges, config.min_frequency)
     char_of = {byte: char for char, byte in byte_values.items()}
 
     def written(token: bytes) -> str:
@@ -89,9 +90,12 @@ def main() -> None:
     config = json.loads(parser.parse_args().config.read_text())
     folders = [Path(folder) for folder in config["inputs"]["cleaned_corpus"]]
     training_set = config["inputs"].get("training_set")
-    settings = read_settings(TokenizerConfig, config.get("params"), "tokenizer")
-    texts = read_texts(folders, Path(training_set) if training_set else None)
-    train_tokenizer(texts, Path(config["out"]), settings)
+    try:
+        settings = read_settings(TokenizerConfig, config.get("params"), "tokenizer")
+        texts = read_texts(folders, Path(training_set) if training_set else None)
+        train_tokenizer(texts, Path(config["out"]), settings)
+    except StemmaError as error:
+        sys.exit(str(error))
     result = {"vocab_size": load_tokenizer(config["out"]).vocab_size}
     if config.get("result"):
         write_atomically(Path(config["result"]), json.dumps(result))
