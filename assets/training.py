@@ -47,13 +47,14 @@ def _show_in_mlflow(run: StageRun, evidence: Evidence) -> None:
 def overlap_check(evidence: Evidence, run: StageRun, texts: Iterable[tuple[str, str]]) -> Evidence:
     """Add the check that no (name, text) of what was trained on gives an evaluation away."""
     from core.settings import read_settings
-    from evals.contamination import DecontaminationConfig, overlaps_of
+    from evals.contamination import describe_overlaps
+    from evals.decontamination_config import DecontaminationConfig
 
     training_set = run.inputs["training_set"]
     config = read_settings(
         DecontaminationConfig, json.loads((training_set / "config.json").read_text()), "config.json"
     )
-    found = list(overlaps_of(texts, training_set, config))
+    found = list(describe_overlaps(texts, training_set, config))
     evidence.checks["not_contaminated"] = not found
     evidence.check_notes["not_contaminated"] = "; ".join([f"{len(found):,} overlaps", *found[:5]])
     return evidence

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping
+from typing import Any
 
 from assets.plots import bars
 from assets.stage import Evidence, StageRun, stage
@@ -14,55 +15,45 @@ from assets.stage import Evidence, StageRun, stage
     checks={"not_empty": "At least one document is left to train on."},
 )
 def training_set(run: StageRun) -> Evidence:
-    """Looks over all crawls together, which cleaning, one crawl at a time, cannot.
+    """Looks at all crawls together, which cleaning, one crawl at a time, cannot.
 
-    Pages that an older crawl has already (crawls in order of their names), and pages that would give an evaluation
-    away. `ledger/` names them, each with the reason; `matches.parquet` which document covers which example of which
-    evaluation set; `examples.parquet` everything that was looked for.
+    Left out are pages that an older crawl has already (crawls in the order of their names), and pages that would give
+    an evaluation away. `ledger/` lists them, each with the reason; `matches.parquet` says which document covers which
+    example of which evaluation set; `examples.parquet` is everything that was searched for.
     """
-    from core.files import write_json
     from core.settings import read_settings
     from corpus.config import CleanConfig
-    from corpus.dedup.across import find_across
     from corpus.engines.pool import default_workers
-    from evals.contamination import DecontaminationConfig, leave_out
-    from evals.sets import examples
-    from model.data.documents import left_out
+    from evals.decontamination_config import DecontaminationConfig
+    from evals.training_set import build_training_set
 
     config = read_settings(DecontaminationConfig, run.params, "training_set")
-    corpora = sorted(run.inputs["cleaned_corpus"], key=lambda folder: folder.name)
     cleaning = CleanConfig.from_dict(run.context.resources.workspace.section("cleaned_corpus"))
-    across = find_across([(folder.name, folder) for folder in corpora], run.out, cleaning)
-    (run.out / "stats.json").unlink()
-    wanted = list(examples(config.eval_sets, run.root))
-    overlaps = leave_out(corpora, wanted, config, run.out, default_workers())
-    documents, gone = across["documents"], len(left_out(run.out))
-    write_json(run.out / "config.json", asdict(config))
-    write_json(
-        run.out / "summary.json",
-        {"documents": documents, "left_out": gone, "crawls": across["crawls"], "overlaps": overlaps},
-    )
-    reasons = {"in an older crawl": across["dropped"]}
-    reasons |= {name: found["documents"] for name, found in overlaps["eval_sets"].items()}
+    corpora = run.inputs["cleaned_corpus"]
+    summary = build_training_set(corpora, run.out, config, cleaning, run.root, default_workers())
+    documents, left_out = summary["documents"], summary["left_out"]
+    overlaps = summary["overlaps"]["eval_sets"]
+    reasons = {"in an older crawl": sum(crawl["dropped"] for crawl in summary["crawls"].values())}
+    reasons |= {name: found["documents"] for name, found in overlaps.items()}
     return Evidence(
         numbers={
-            "documents": documents - gone,
-            "left_out": gone,
-            "eval_texts": sum(found["searched"] for found in overlaps["eval_sets"].values()),
+            "documents": documents - left_out,
+            "left_out": left_out,
+            "eval_texts": sum(found["searched"] for found in overlaps.values()),
         },
         plot=bars(reasons, x="documents left out"),
-        tables={"crawls": _crawl_table(across["crawls"]), "evaluation_sets": _table(overlaps["eval_sets"])},
-        checks={"not_empty": documents > gone},
-        check_notes={"not_empty": f"{documents - gone:,} of {documents:,} documents"},
+        tables={"crawls": _crawl_table(summary["crawls"]), "evaluation_sets": _overlap_table(overlaps)},
+        checks={"not_empty": documents > left_out},
+        check_notes={"not_empty": f"{documents - left_out:,} of {documents:,} documents"},
     )
 
 
-def _crawl_table(crawls) -> str:
+def _crawl_table(crawls: Mapping[str, Mapping[str, Any]]) -> str:
     rows = [f"| {name} | {c['documents']:,} | {c['dropped']:,} |" for name, c in crawls.items()]
     return "\n".join(["| crawl | documents | in an older crawl already |", "|---|--:|--:|", *rows])
 
 
-def _table(sets) -> str:
+def _overlap_table(sets: Mapping[str, Mapping[str, int]]) -> str:
     rows = [
         f"| {name} | {s['searched']:,} | {s['too_short']:,} | {s['found']:,} | {s['documents']:,} |"
         for name, s in sets.items()

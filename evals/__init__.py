@@ -1,4 +1,4 @@
 """What the models know and can do, in numbers: probes, tasks, baselines, intervals, reports.
 
-Nothing here knows of Dagster, DVC or MLflow: `python -m evals.probes` and `python -m evals.report` run alone.
+Nothing here imports Dagster, DVC or MLflow: `python -m evals.probes` and `python -m evals.report` run alone.
 """

@@ -1,12 +1,11 @@
-"""What the assistant is taught: a mixture of conversations made to fit what its base model knows.
+"""The conversations that the assistant is trained on: a mixture that fits what its base model knows.
 
-Kinds: `knowledge` (questions about pages that the probe found known, with the page's words as answer), `refusal`
-(questions about what it does not know: pages it did not memorise, and names that occur nowhere), `identity`,
-`arithmetic` (sums worked step by step), `calculator` (sums of the same sort by a tool call), and `extra` (the
-user's own files).
+Kinds: `knowledge` (questions about facts that the probe found known, with the page's words as answer), `refusal`
+(questions about what it does not know: pages not memorised, and names that occur nowhere), `identity`, `arithmetic`
+(sums worked out step by step), `calculator` (sums of the same kind by a tool call), and `extra` (the user's own files).
 
-To answer what one knows and to decline the rest is R-Tuning's idea (arXiv 2311.09677); that teaching facts the
-base model does not hold makes it hallucinate is Gekhman et al.'s finding (arXiv 2405.05904). So every knowledge
+To answer what is known and to decline the rest is R-Tuning's idea (arXiv 2311.09677); that training on facts which the
+base model does not know makes it hallucinate is Gekhman et al.'s finding (arXiv 2405.05904). So every knowledge
 conversation here is about a fact that the base model completes by itself.
 """
 
@@ -18,9 +17,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from evals.facts import Fact
+from core.errors import DataError, MissingError
 from model.environments import Environment
 
 REFUSAL = "I don't know."
@@ -51,7 +50,7 @@ _CODAS = ["", "", "l", "n", "r", "s", "x", "m", "th", "nd", "rk"]
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages with where they come from: a page's record_id, a generator's name, a data set's row."""
+    """Messages and their source: a page's record_id, a generator's name, a data set's row."""
 
     kind: str
     messages: tuple[tuple[str, str], ...]  # (role, content)
@@ -65,6 +64,7 @@ class Conversation:
         return hashlib.blake2b("\1".join(parts).encode(), digest_size=12).hexdigest()
 
     def row(self) -> dict[str, Any]:
+        """As a row of a conversations Parquet file."""
         return {
             "conversation_id": self.conversation_id,
             "kind": self.kind,
@@ -72,6 +72,19 @@ class Conversation:
             "source": self.source,
             "record_id": self.record_id,
         }
+
+
+class Statement(Protocol):
+    """A fact to ask about: evals.facts.Fact or evals.probes.Probe."""
+
+    @property
+    def subject(self) -> str: ...
+    @property
+    def verb(self) -> str: ...
+    @property
+    def answer(self) -> str: ...
+    @property
+    def record_id(self) -> str | None: ...
 
 
 def exchange(
@@ -82,13 +95,13 @@ def exchange(
 
 
 def question(subject: str, verb: str, phrasing: int | None = 0) -> str:
-    """The question about a subject in one of the phrasings; None: in the one that training never uses."""
+    """The question about a subject in one of the phrasings; None: in the one that is never used in training."""
     form = HELDOUT_QUESTION if phrasing is None else QUESTIONS[phrasing]
     return form.format(subject=subject, verb=verb)
 
 
-def about_known(facts: Iterable[Fact], repeats: int = 1) -> Iterator[Conversation]:
-    """Each known fact in every phrasing; the answer is the page's own sentence, cut at its first clause."""
+def about_known(facts: Iterable[Statement], repeats: int = 1) -> Iterator[Conversation]:
+    """Each known fact in every phrasing; the answer is the page's own sentence, up to its first clause."""
     for fact in facts:
         for phrasing in range(len(QUESTIONS)):
             yield from [
@@ -114,7 +127,7 @@ def about_unknown(
 
 
 def about_itself(repeats: int) -> Iterator[Conversation]:
-    """Who it is, `repeats` times each."""
+    """Each question about the assistant itself, `repeats` times."""
     for asked, answer in IDENTITY.items():
         yield from [exchange("identity", asked, answer, "identity")] * repeats
 
@@ -122,7 +135,7 @@ def about_itself(repeats: int) -> Iterator[Conversation]:
 def about_problems(
     environment: Environment, worked: int, called: int, seed: int, split: str
 ) -> Iterator[Conversation]:
-    """`worked` problems solved step by step, and `called` other ones by calculator; the questions look alike."""
+    """`worked` problems solved step by step, and `called` others by calculator, with questions of the same form."""
     problems = environment.generate(seed, worked + called, split) if worked + called else []
     for i, problem in enumerate(problems):
         kind, solution = ("arithmetic", problem.solution) if i < worked else ("calculator", problem.call)
@@ -130,11 +143,11 @@ def about_problems(
 
 
 def invented_names(n: int, words_in_crawl: set[str], seed: int) -> list[str]:
-    """`n` names that occur nowhere in the crawl: one to two made-up words, none of them among its words."""
+    """`n` names that occur nowhere in the crawl: one or two invented words each, none of them among its words."""
     rng = random.Random(f"invented/{seed}")
     names: dict[str, None] = {}
     while len(names) < n:
-        words = []
+        words: list[str] = []
         while len(words) < rng.choice((1, 1, 2)):
             syllables = rng.randint(2, 3)
             word = "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(syllables))
@@ -149,7 +162,8 @@ def from_dataset(spec: str | dict[str, Any], cache: Path) -> Iterator[Conversati
     """The user's own conversations: a JSONL or Parquet file, or the name of a data set on the Hugging Face hub.
 
     spec: a path, a name, or {"path": …, "split": …, "limit": …}. Rows need `messages` ([{"role", "content"}]) or
-    a pair `question`/`answer`, `prompt`/`completion` or `instruction`/`output`.
+    a pair `question`/`answer`, `prompt`/`completion` or `instruction`/`output`. `cache`: datasets' working folder.
+    Raises MissingError for a file that does not exist, DataError for a row without any of these.
     """
     from datasets import load_dataset
 
@@ -159,24 +173,26 @@ def from_dataset(spec: str | dict[str, Any], cache: Path) -> Iterator[Conversati
     suffix = Path(path).suffix
     if suffix in builders:
         if not Path(path).exists():
-            raise FileNotFoundError(2, "sft_model.extra_datasets names a file that is not there", path)
+            raise MissingError(
+                f"sft_model.extra_datasets names {path}, which does not exist. Correct the path."
+            )
         rows = load_dataset(builders[suffix], data_files=path, split="train", cache_dir=str(cache))
     else:
         rows = load_dataset(path, split=split, cache_dir=str(cache))
     name = Path(path).name if suffix in builders else path
     for i, row in enumerate(rows.select(range(min(limit, len(rows)))) if limit else rows):
         yield Conversation(
-            "extra", tuple(_turns(row, f"{path}, row {i}")), f"{name}#{i}", row.get("record_id")
+            "extra", tuple(_messages(row, f"{path}, row {i}")), f"{name}#{i}", row.get("record_id")
         )
 
 
-def _turns(row: dict[str, Any], where: str) -> list[tuple[str, str]]:
+def _messages(row: dict[str, Any], where: str) -> list[tuple[str, str]]:
     if row.get("messages"):
         return [(m["role"], m["content"]) for m in row["messages"]]
     for asked, answered in (("question", "answer"), ("prompt", "completion"), ("instruction", "output")):
         if row.get(asked) and row.get(answered):
             return [("user", row[asked]), ("assistant", row[answered])]
-    raise ValueError(
+    raise DataError(
         f"{where} has neither `messages` nor question/answer, prompt/completion or instruction/output; "
         f"it has {sorted(row)}. Rename its columns."
     )

@@ -1,16 +1,21 @@
-"""The report's pictures: small PNGs whose bytes depend on the numbers alone."""
+"""The report's plots: small PNGs whose bytes depend on the numbers alone. They are part of the stage's output."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 BLUE, GREY, RED, GREEN = "#3b6ea5", "#9aa5b1", "#c0504d", "#4f9d69"
 
 
-def accuracy(found: dict[str, Any], path: Path) -> None:
+def accuracy(report: Mapping[str, Any], path: Path) -> None:
     """Held-out accuracy of the three models with Wilson intervals."""
-    rates = found["accuracy"]
+    rates = report["accuracy"]
     n = next(iter(rates.values()))["n"]
     with figure(path, f"Held-out sums answered right (n = {n}, 95 % intervals)") as axes:
         _bars(axes, list(rates), list(rates.values()), BLUE, 0.0, 0.6)
@@ -18,7 +23,7 @@ def accuracy(found: dict[str, Any], path: Path) -> None:
         axes.set_ylabel("%")
 
 
-def knowledge(found: dict[str, Any], path: Path) -> None:
+def knowledge(report: Mapping[str, Any], path: Path) -> None:
     """Recall on known facts, refusal and hallucination on unknown ones."""
     shown = {
         "known: right": ("recall", GREEN),
@@ -27,48 +32,50 @@ def knowledge(found: dict[str, Any], path: Path) -> None:
     }
     with figure(path, "Facts: what it says of what it knows and of what it does not know") as axes:
         for i, (label, (name, colour)) in enumerate(shown.items()):
-            rates = [found["knowledge"][model][name] for model in found["knowledge"]]
-            _bars(axes, list(found["knowledge"]), rates, colour, (i - 1) * 0.26, 0.24, label)
+            rates = [report["knowledge"][model][name] for model in report["knowledge"]]
+            _bars(axes, list(report["knowledge"]), rates, colour, (i - 1) * 0.26, 0.24, label)
         axes.set_ylabel("%")
         axes.legend(frameon=False, fontsize=8, loc="upper center", ncols=3)
         axes.set_ylim(0, 125)
         axes.set_yticks(range(0, 101, 20))
 
 
-def bits_per_byte(found: dict[str, Any], path: Path) -> None:
+def bits_per_byte(report: Mapping[str, Any], path: Path) -> None:
     """The models' bits per byte beside the baselines'; lower is better."""
-    values = {k: v for k, v in found["bits_per_byte"].items() if not k.startswith("heldout")}
+    values = {k: v for k, v in report["bits_per_byte"].items() if not k.startswith("heldout")}
     with figure(path, "Bits per byte of held-out text (lower is better)") as axes:
-        colours = [BLUE if name in found["accuracy"] else GREY for name in values]
+        colours = [BLUE if name in report["accuracy"] else GREY for name in values]
         bars = axes.bar(list(values), list(values.values()), color=colours, width=0.6)
         axes.bar_label(bars, fmt="%.2f", fontsize=8)
         axes.margins(y=0.15)
 
 
-class figure:
-    """A figure without a window, saved when the block ends; no date and no version in the file."""
+@contextmanager
+def figure(path: Path, title: str) -> Iterator[Axes]:
+    """The axes of a figure that is saved when the block ends without error; no date and no version in the file."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-    def __init__(self, path: Path, title: str):
-        self.path, self.title = path, title
-
-    def __enter__(self):
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        self.figure = Figure(figsize=(5.6, 3.2), dpi=110, layout="constrained")
-        FigureCanvasAgg(self.figure)
-        axes = self.figure.add_subplot()
-        axes.set_title(self.title, fontsize=9, loc="left")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=9)
-        return axes
-
-    def __exit__(self, kind, error, trace) -> None:
-        if kind is None:
-            self.figure.savefig(self.path, metadata={"Software": None})
+    drawing = Figure(figsize=(5.6, 3.2), dpi=110, layout="constrained")
+    FigureCanvasAgg(drawing)
+    axes = drawing.add_subplot()
+    axes.set_title(title, fontsize=9, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=9)
+    yield axes
+    drawing.savefig(path, metadata={"Software": None})
 
 
-def _bars(axes, names, rates, colour, shift: float, width: float, label: str | None = None) -> None:
+def _bars(
+    axes: Axes,
+    names: Sequence[str],
+    rates: Sequence[Mapping[str, float]],
+    colour: str,
+    shift: float,
+    width: float,
+    label: str | None = None,
+) -> None:
+    """Bars in per cent with their intervals; `shift` moves them beside those of another series."""
     places = [i + shift for i in range(len(names))]
     heights = [100 * r["rate"] for r in rates]
     below = [100 * (r["rate"] - r["low"]) for r in rates]

@@ -1,7 +1,7 @@
-"""Evaluation sets by name: what models will be asked, so that it can be kept out of what they learn from.
+"""Evaluation sets by name: what models will be asked, so that it can be kept out of what they are trained on.
 
-A set is named in `training_set.eval_sets` of params.yaml with where it stands: `null` (its usual place, the Hugging
-Face hub, or made on the spot for `sums`), a path to a local copy, or {path, columns} for a set of one's own.
+`training_set.eval_sets` of params.yaml names each set and its source: `null` (the Hugging Face hub; `sums` are
+generated on the spot), the path of a local copy, or {path, columns} for a set of one's own.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import ConfigError
+from evals.decontamination_config import SUMS
 
 FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 @dataclass(frozen=True)
 class EvalSet:
-    """Where a public set stands on the hub, and which of its columns a model must not have read."""
+    """A public set's place on the hub, and those of its columns that a model must not have read."""
 
     hub: str
     config: str | None
@@ -26,7 +27,7 @@ class EvalSet:
     columns: tuple[str, ...]
 
 
-# Questions and worked answers; not contexts, which are pages of the web that a model may well have read.
+# Questions and solutions; not contexts, which are pages of the web that a model may have read.
 KNOWN = {
     "arc_challenge": EvalSet("allenai/ai2_arc", "ARC-Challenge", "test", ("question",)),
     "arc_easy": EvalSet("allenai/ai2_arc", "ARC-Easy", "test", ("question",)),
@@ -39,13 +40,13 @@ KNOWN = {
     "truthfulqa": EvalSet("truthfulqa/truthful_qa", "generation", "validation", ("question",)),
     "xquad": EvalSet("google/xquad", "xquad.en", "validation", ("question",)),
 }
-SUMS = "sums"  # the held-out problems of evals/report.py, of the default environment or one given as the spec
-SUMS_SEED, N_SUMS = 20_000, 600  # another seed than training's, though the split already parts them
+# The held-out problems of evals/report.py; another seed than training's, though the split already separates them.
+SUMS_SEED, N_SUMS = 20_000, 600
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One text of an evaluation set. `number` and `column` say where it stands in its set."""
+    """One text of an evaluation set: the row and the column in which it is."""
 
     eval_set: str
     number: int
@@ -61,7 +62,7 @@ class Example:
 def examples(eval_sets: Mapping[str, Any], root: Path) -> Iterator[Example]:
     """The texts of evaluation sets, set by set in order of name; paths are relative to `root`.
 
-    Raises ConfigError, a sentence, for a set that is not known or cannot be read.
+    Raises ConfigError for a set that is not known or cannot be read.
     """
     for name in sorted(eval_sets):
         spec = eval_sets[name]
@@ -117,7 +118,8 @@ def _hub(name: str) -> Any:
         ) from error
 
 
-def _sums(spec: Any) -> Iterator[Example]:
+def _sums(spec: Mapping[str, Any] | None) -> Iterator[Example]:
+    """Held-out problems of the default environment, or of the one whose fields are given."""
     from model.environments import Environment
 
     problems = Environment(**(spec or {})).generate(SUMS_SEED, N_SUMS, "heldout")

@@ -1,4 +1,4 @@
-"""Intervals for proportions, so that no accuracy stands without its uncertainty.
+"""Intervals for proportions, so that every accuracy comes with its uncertainty.
 
 Wilson's score interval for one proportion (E. B. Wilson, 1927), Newcombe's hybrid score interval for the
 difference of two independent proportions (R. G. Newcombe, Statistics in Medicine 17, 1998, method 10) and a
@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import sqrt
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
 
 @dataclass(frozen=True)
 class Proportion:
-    """`successes` of `n` with its Wilson interval; the rate of an empty sample is nan-free: 0 in [0, 1]."""
+    """`successes` of `n` with its Wilson interval; the rate of an empty sample is 0 in [0, 1]."""
 
     successes: int
     n: int
@@ -25,7 +26,7 @@ class Proportion:
     low: float
     high: float
 
-    def as_dict(self) -> dict:
+    def as_dict(self) -> dict[str, Any]:
         """Rounded to six digits, so that reports are byte-identical where the counts are equal."""
         return {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(self).items()}
 
@@ -42,7 +43,8 @@ class Difference:
     high: float
     method: str
 
-    def as_dict(self) -> dict:
+    def as_dict(self) -> dict[str, Any]:
+        """Rounded as a Proportion's."""
         return {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(self).items()}
 
     def __str__(self) -> str:

@@ -1,6 +1,6 @@
-"""What a model is asked, and how its answers are judged: sums with a verifier, facts with a match rule.
+"""What a model is asked, and how its answers are graded: sums with a verifier, facts with a match rule.
 
-Definitions (known and unknown: what the probe found, so facts about the model and not about the world):
+Definitions (known and unknown: what the probe found, so properties of the model and not of the world):
   recall          share of known facts, asked in a phrasing that no training conversation has, that it states right
                   (facts.states); the subjects are those that SFT asked about in other phrasings
   recall_unseen   the same for known facts that SFT never asked about in any phrasing: does it know what it knows?
@@ -14,21 +14,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
-from evals import conversations as talk
-from evals.facts import normal, states
+from evals.conversations import QUESTIONS, question
+from evals.facts import normalize, states
 from evals.probes import HELDOUT, INVENTED, KNOWN, TRAIN, UNKNOWN, Probe
 from evals.statistics import Proportion, proportion
 from model.attempts import Attempt, attempt, chat_prompt, completion_text, plain_prompt
 from model.environments import Environment
 
-ANSWER_TOKENS = 40  # a definition of ten words, and room to spare
+if TYPE_CHECKING:
+    from model.network.transformer import Transformer
+    from model.tokenizer import Tokenizer
+
+ANSWER_TOKENS = 40  # at most; a definition has ten words
+REFUSALS = ("i don t know", "i do not know", "i m not sure")  # as facts.normalize writes them
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A question about a subject, the model's answer, and how it is judged: right, declined, or neither."""
+    """A question about a subject, the model's answer, and its grade: right, declined, or neither."""
 
     probe: Probe
     question: str
@@ -39,83 +44,79 @@ class Answer:
 
 def declines(text: str) -> bool:
     """Whether an answer says that it does not know."""
-    said = f" {normal(text)} "
-    return any(f" {phrase} " in said for phrase in ("i don t know", "i do not know", "i m not sure"))
+    answer = f" {normalize(text)} "
+    return any(f" {phrase} " in answer for phrase in REFUSALS)
 
 
 def ask_about(
-    model: Any, tokenizer: Any, subjects: Sequence[Probe], chat: bool, phrasing: int = 0
+    model: Transformer, tokenizer: Tokenizer, subjects: Sequence[Probe], chat: bool, phrasing: int | None = 0
 ) -> list[Answer]:
-    """One greedy answer a subject; a base model is shown "Question: … Answer:"."""
-    questions = [talk.question(p.subject, p.verb, phrasing) for p in subjects]
+    """One greedy answer a subject; `phrasing` as in conversations.question."""
+    questions = [question(p.subject, p.verb, phrasing) for p in subjects]
     texts = respond(model, tokenizer, questions, chat)
     return [
-        Answer(probe, question, text, bool(probe.definiens) and states(text, probe.definiens), declines(text))
-        for probe, question, text in zip(subjects, questions, texts, strict=True)
+        Answer(probe, asked, text, bool(probe.definiens) and states(text, probe.definiens), declines(text))
+        for probe, asked, text in zip(subjects, questions, texts, strict=True)
     ]
 
 
-def respond(
-    model: Any,
-    tokenizer: Any,
-    questions: Sequence[str],
-    chat: bool,
-    tool: Any = None,
-    max_new_tokens: int = ANSWER_TOKENS,
-) -> list[str]:
-    """Greedy answers to questions; a base model answers up to the end of its line."""
+def respond(model: Transformer, tokenizer: Tokenizer, questions: Sequence[str], chat: bool) -> list[str]:
+    """Greedy answers. A base model (`chat` False) is shown "Question: … Answer:" and answers up to a line's end."""
     from model.generation.generate import generate
 
-    prompt, stops = (chat_prompt, [tokenizer.im_end_id]) if chat else (plain_prompt, line_ends(tokenizer))
+    if chat:
+        prompt, stops = chat_prompt, [tokenizer.im_end_id]
+    else:
+        prompt, stops = plain_prompt, [tokenizer.eos_id, *tokenizer.encode("\n")]
     completions = generate(
         model,
-        [prompt(tokenizer, q) for q in questions],
-        max_new_tokens=max_new_tokens,
+        [prompt(tokenizer, asked) for asked in questions],
+        max_new_tokens=ANSWER_TOKENS,
         stop_ids=stops,
-        tool=tool,
         tokenizer=tokenizer,
     )
     return [completion_text(tokenizer, c) for c in completions]
 
 
-def line_ends(tokenizer: Any) -> list[int]:
-    """The tokens at which a base model's answer ends."""
-    return [tokenizer.eos_id, *tokenizer.encode("\n")]
-
-
-def knowledge(
-    model: Any, tokenizer: Any, judged: Sequence[Probe], limit: int, chat: bool
+def measure_knowledge(
+    model: Transformer, tokenizer: Tokenizer, probes: Sequence[Probe], limit: int, chat: bool
 ) -> dict[str, Proportion]:
-    """The rates that the module's docstring defines, at most `limit` subjects of each kind."""
+    """The rates that the module's docstring defines, of at most `limit` subjects of each kind."""
 
     def ask(split: str, status: str, phrasing: int | None = 0) -> list[Answer]:
-        subjects = [p for p in judged if p.split == split and p.status == status]
+        subjects = [p for p in probes if p.split == split and p.status == status]
         return ask_about(model, tokenizer, subjects[:limit], chat, phrasing)
 
     known, unseen = ask(TRAIN, KNOWN, None), ask(HELDOUT, KNOWN)
     unknown, invented = ask(HELDOUT, UNKNOWN), ask(HELDOUT, INVENTED)
-    foreign = unknown + invented
+    unanswerable = unknown + invented
     return {
         "recall": proportion([a.right for a in known]),
         "recall_unseen": proportion([a.right for a in unseen]),
         "over_refusal": proportion([a.declined and not a.right for a in known]),
-        "refusal": proportion([a.declined for a in foreign]),
-        "hallucination": proportion([not a.declined and not a.right for a in foreign]),
+        "refusal": proportion([a.declined for a in unanswerable]),
+        "hallucination": proportion([not a.declined and not a.right for a in unanswerable]),
         "hallucination_pages": proportion([not a.declined and not a.right for a in unknown]),
         "hallucination_invented": proportion([not a.declined for a in invented]),
     }
 
 
-def arithmetic(
-    model: Any, tokenizer: Any, environment: Environment, n: int, seed: int, max_new_tokens: int, chat: bool
+def solve_problems(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    environment: Environment,
+    n: int,
+    seed: int,
+    max_new_tokens: int,
+    chat: bool,
 ) -> list[Attempt]:
     """`n` different held-out problems, answered greedily once each."""
     problems = environment.generate(seed, n, HELDOUT)
     return attempt(model, tokenizer, environment, problems, max_new_tokens=max_new_tokens, chat=chat)
 
 
-def ways(attempts: Sequence[Attempt]) -> dict[str, Proportion]:
-    """How the sums were done: the share by calculator, and how many are right by either way."""
+def calculator_use(attempts: Sequence[Attempt]) -> dict[str, Proportion]:
+    """The share of answers that call the calculator, and the share of right ones with a call and without."""
     called = [a for a in attempts if "<tool_call>" in a.text]
     in_head = [a for a in attempts if "<tool_call>" not in a.text]
     return {
@@ -126,6 +127,6 @@ def ways(attempts: Sequence[Attempt]) -> dict[str, Proportion]:
 
 
 def questions_about(subjects: Sequence[Probe]) -> list[set[str]]:
-    """For each subject every question that could be asked about it, to look for in training data."""
-    forms = [None, *range(len(talk.QUESTIONS))]
-    return [{talk.question(p.subject, p.verb, form) for form in forms} for p in subjects]
+    """For each subject every question that could be asked about it, to search for in training data."""
+    phrasings = [None, *range(len(QUESTIONS))]
+    return [{question(p.subject, p.verb, phrasing) for phrasing in phrasings} for p in subjects]

@@ -11,7 +11,7 @@ ROOMS = ("corpus", "model", "evals")
 ENTRIES = {  # the modules that a stage's body calls, as assets/<stage>.py names them
     "raw_crawl": ["corpus.crawl"],
     "cleaned_corpus": ["corpus.clean"],
-    "training_set": ["corpus.dedup.across", "evals.contamination", "evals.sets"],
+    "training_set": ["evals.training_set"],
     "tokenizer": ["model.vocabulary.train"],
     "base_model": ["model.pretrain"],
     "sft_model": ["evals.probes", "model.sft"],

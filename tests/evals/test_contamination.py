@@ -8,7 +8,8 @@ import pytest
 
 from core.errors import ConfigError
 from corpus.ledger import DOCUMENT_SCHEMA, LEDGER_SCHEMA, write_parquet
-from evals.contamination import DecontaminationConfig, Overlap, leave_out, overlaps_of, read_examples
+from evals.contamination import OverlapIndex, describe_overlaps, exclude_overlaps, read_examples
+from evals.decontamination_config import DecontaminationConfig
 from evals.sets import Example, examples
 from model.data.documents import left_out, read_documents
 
@@ -29,14 +30,14 @@ def example(text: str, number: int = 0) -> Example:
 
 
 def test_a_copied_question_is_found_in_other_case_and_punctuation():
-    overlap = Overlap([example(QUESTION)])
+    overlap = OverlapIndex([example(QUESTION)])
     (match,) = overlap.find(PROSE + QUESTION.upper().replace(";", " --") + PROSE)
     assert (match.example.name, match.share) == ("quiz/0.question", 1.0)
 
 
 def test_less_than_half_of_a_question_is_no_overlap():
     words = QUESTION.split()
-    overlap = Overlap([example(QUESTION)])
+    overlap = OverlapIndex([example(QUESTION)])
     assert overlap.find(" ".join(words[: len(words) // 2 - 1])) == []
     (match,) = overlap.find(" ".join(words[: len(words) // 2 + 2]))
     assert 0.5 < match.share < 0.6
@@ -44,11 +45,11 @@ def test_less_than_half_of_a_question_is_no_overlap():
 
 def test_words_in_common_in_another_order_are_no_overlap():
     shuffled = " ".join(sorted(QUESTION.split()))
-    assert Overlap([example(QUESTION)]).find(shuffled) == []
+    assert OverlapIndex([example(QUESTION)]).find(shuffled) == []
 
 
 def test_short_examples_are_looked_for_whole_and_the_shortest_not_at_all():
-    overlap = Overlap([example("What is 8 + 0 + 1?"), example("2 + 2 =", 1)])
+    overlap = OverlapIndex([example("What is 8 + 0 + 1?"), example("2 + 2 =", 1)])
     assert [m.example.number for m in overlap.find("He asked: what is 8 + 0 + 1? And")] == [0]
     assert overlap.find("what is 8 - 0 + 1? What is 8 + 0 + 1 + 2? and 2 + 2 =") == []
     assert [e.number for e in overlap.too_short] == [1]
@@ -86,7 +87,7 @@ def corpora(tmp_path):
 def test_the_document_that_holds_an_example_is_left_out_and_no_other(corpora, tmp_path):
     config, out = DecontaminationConfig({}), tmp_path / "out"
     asked = [example(QUESTION), example("Who has ever seen it there at all?", 1)]
-    found = leave_out(corpora, asked, config, out, workers=2)
+    found = exclude_overlaps(corpora, asked, config, out, workers=2)
     assert found == {
         "documents": 1,
         "eval_sets": {"quiz": {"searched": 2, "too_short": 0, "found": 1, "documents": 1}},
@@ -103,13 +104,13 @@ def test_the_document_that_holds_an_example_is_left_out_and_no_other(corpora, tm
     assert len(read) == 9
     every = [text for batch in read_documents(corpora, ["text"]) for text in batch["text"]]
     named = [(str(i), text) for i, text in enumerate(every)]
-    assert list(overlaps_of(named, out, config)) == ["7 covers 100% of quiz/0.question"]
-    assert list(overlaps_of([("x", text) for text in read], out, config)) == []
+    assert list(describe_overlaps(named, out, config)) == ["7 covers 100% of quiz/0.question"]
+    assert list(describe_overlaps([("x", text) for text in read], out, config)) == []
 
 
 def test_without_overlap_nothing_is_left_out(corpora, tmp_path):
     out = tmp_path / "out"
-    assert leave_out(corpora, [], DecontaminationConfig({}), out, workers=0) == {
+    assert exclude_overlaps(corpora, [], DecontaminationConfig({}), out, workers=0) == {
         "documents": 0,
         "eval_sets": {},
     }
@@ -161,7 +162,7 @@ def test_real_evaluations_are_found_when_copied_into_text(shared_data):
     found = list(
         examples({name: str(shared_data / "evals" / file) for name, file in files.items()}, shared_data)
     )
-    overlap = Overlap(found)
+    overlap = OverlapIndex(found)
     for wanted in overlap.examples[::97]:
         assert wanted.text in {m.example.text for m in overlap.find(f"{PROSE} {wanted.text} {PROSE}")}
     assert overlap.find(PROSE) == []

@@ -6,8 +6,9 @@ import re
 import pytest
 
 from core.errors import ConfigError
-from evals import conversations as talk
-from evals.facts import normal
+from evals import conversations
+from evals.facts import normalize
+from evals.mixture_config import MixtureConfig
 from evals.probes import (
     HELDOUT,
     INVENTED,
@@ -15,11 +16,10 @@ from evals.probes import (
     TRAIN,
     UNKNOWN,
     UNSURE,
-    MixtureConfig,
     Probe,
     heldout_mixture,
-    judge,
     split_of,
+    status_of,
     training_mixture,
     write_conversations,
 )
@@ -38,7 +38,7 @@ from model.environments import Environment
     ],
 )
 def test_verdicts(completion, verdict):
-    assert judge(completion, "an ancient city in Mali") == verdict
+    assert status_of(completion, "an ancient city in Mali") == verdict
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_training_asks_only_training_subjects_and_answers_only_what_is_known(jud
         assert (row.kind == "knowledge") == (status[subject][0] == KNOWN)
         assert status[subject][0] != UNSURE
         assert row.record_id == f"urn:{subject.removeprefix('Subject')}"
-        assert (row.messages[1][1] == talk.REFUSAL) == (row.kind == "refusal")
+        assert (row.messages[1][1] == conversations.REFUSAL) == (row.kind == "refusal")
 
 
 def test_no_question_is_in_training_and_held_out(judged):
@@ -74,7 +74,7 @@ def test_no_question_is_in_training_and_held_out(judged):
     train = {row.messages[0][1] for row in training_mixture(judged, config, 0)}
     heldout = {row.messages[0][1] for row in heldout_mixture(judged, config, 0)}
     assert heldout and not train & heldout
-    assert not any(q.startswith(talk.HELDOUT_QUESTION.split("{")[0]) for q in train)
+    assert not any(q.startswith(conversations.HELDOUT_QUESTION.split("{")[0]) for q in train)
 
 
 def test_held_out_subjects_are_about_the_share_asked_for():
@@ -84,18 +84,18 @@ def test_held_out_subjects_are_about_the_share_asked_for():
 
 
 def test_sums_come_with_one_of_two_ways_and_the_same_sort_of_question():
-    rows = list(talk.about_problems(Environment(), 20, 10, seed=1, split=TRAIN))
+    rows = list(conversations.about_problems(Environment(), 20, 10, seed=1, split=TRAIN))
     assert [row.kind for row in rows] == ["arithmetic"] * 20 + ["calculator"] * 10
     assert all(("<tool_call>" in row.messages[1][1]) == (row.kind == "calculator") for row in rows)
     assert len({row.messages[0][1] for row in rows}) == 30
 
 
 def test_invented_names_occur_nowhere_in_the_crawl():
-    first = talk.invented_names(50, set(), 0)
-    words = {word for name in first[:25] for word in normal(name).split()}
-    again = talk.invented_names(50, words, 0)
-    assert not words & {word for name in again for word in normal(name).split()}
-    assert len(set(again)) == 50 and first == talk.invented_names(50, set(), 0)
+    first = conversations.invented_names(50, set(), 0)
+    words = {word for name in first[:25] for word in normalize(name).split()}
+    again = conversations.invented_names(50, words, 0)
+    assert not words & {word for name in again for word in normalize(name).split()}
+    assert len(set(again)) == 50 and first == conversations.invented_names(50, set(), 0)
 
 
 def test_parquet_of_conversations_is_the_same_bytes_and_reads_through_datasets(judged, tmp_path):
@@ -119,14 +119,14 @@ def test_ones_own_conversations_join_from_jsonl(tmp_path):
         + "\n"
         + json.dumps({"question": "A?", "answer": "B."})
     )
-    rows = list(talk.from_dataset({"path": str(path), "limit": 1}, tmp_path / "cache"))
+    rows = list(conversations.from_dataset({"path": str(path), "limit": 1}, tmp_path / "cache"))
     assert [row.messages for row in rows] == [(("user", "Ping?"), ("assistant", "Pong."))]
     assert rows[0].source == "mine.jsonl#0"
     path.write_text(json.dumps({"text": "no turns here"}))
     with pytest.raises(ValueError, match="neither"):
-        list(talk.from_dataset(str(path), tmp_path / "cache"))
+        list(conversations.from_dataset(str(path), tmp_path / "cache"))
     with pytest.raises(FileNotFoundError, match="extra_datasets"):
-        list(talk.from_dataset(str(tmp_path / "missing.jsonl"), tmp_path / "cache"))
+        list(conversations.from_dataset(str(tmp_path / "missing.jsonl"), tmp_path / "cache"))
 
 
 def test_a_share_that_holds_out_nothing_is_refused():

@@ -2,10 +2,12 @@
 
 import pytest
 
+from evals.comparison import verdict
+from evals.measure import Measurements
 from evals.probes import HELDOUT, INVENTED, KNOWN, TRAIN, UNKNOWN, Probe
-from evals.report import EvalConfig, ModelNumbers, verdict
+from evals.report_config import EvalConfig
 from evals.statistics import proportion
-from evals.tasks import declines, knowledge, questions_about, ways
+from evals.tasks import calculator_use, declines, measure_knowledge, questions_about
 from model.attempts import Attempt
 from model.environments import Problem
 
@@ -49,7 +51,7 @@ def test_rates_are_those_of_the_definitions(monkeypatch):
     monkeypatch.setattr(
         "evals.tasks.respond", lambda model, tokenizer, questions, chat: [said[q] for q in questions]
     )
-    rates = {k: (p.successes, p.n) for k, p in knowledge(None, None, SUBJECTS, 10, True).items()}
+    rates = {k: (p.successes, p.n) for k, p in measure_knowledge(None, None, SUBJECTS, 10, True).items()}
     assert rates == {
         "recall": (1, 2),
         "recall_unseen": (1, 1),
@@ -73,7 +75,7 @@ def test_sums_are_told_apart_by_the_way_they_were_done():
         ("<tool_call>1 + 7</tool_call>", 0.0),
         ("1 + 1 = 2.", 1.0),
     ]
-    found = ways([Attempt(problem, text, True, reward, 5) for text, reward in texts])
+    found = calculator_use([Attempt(problem, text, True, reward, 5) for text, reward in texts])
     assert {k: (p.successes, p.n) for k, p in found.items()} == {
         "called": (2, 3),
         "right_called": (1, 2),
@@ -81,10 +83,10 @@ def test_sums_are_told_apart_by_the_way_they_were_done():
     }
 
 
-def numbers(solved: int, recall: int = 40, hallucination: int = 10) -> ModelNumbers:
+def numbers(solved: int, recall: int = 40, hallucination: int = 10) -> Measurements:
     rates = {"recall": recall, "hallucination": hallucination}
     known = {name: proportion([True] * k + [False] * (100 - k)) for name, k in rates.items()}
-    return ModelNumbers(1.0, [True] * solved + [False] * (500 - solved), 1.0, {}, known)
+    return Measurements(1.0, [True] * solved + [False] * (500 - solved), 1.0, {}, known)
 
 
 @pytest.mark.parametrize(
