@@ -111,7 +111,7 @@ LAUNCHPAD = {
 
 def as_asset(stage: Stage, ledger: Any, partitions: dg.PartitionsDefinition) -> dg.AssetsDefinition:
     """Build the Dagster asset of a stage: dependencies, code version and description come from dvc.yaml."""
-    declared = [s for s in ledger.stages().values() if s.asset == stage.name]
+    declared = [s for s in ledger.chain.stages.values() if s.asset == stage.name]
     if not declared:
         raise ValueError(
             f"dvc.yaml: no stage '{stage.name}', though assets/{stage.name}.py has its body. Declare it."
@@ -165,7 +165,7 @@ def asset_of(path: str) -> str:
 def _materialize(context: dg.AssetExecutionContext, stage: Stage, name: str, force: bool) -> Iterator[Any]:
     resources = context.resources
     workspace, ledger = resources.workspace, resources.ledger
-    declared = ledger.stages()[name]
+    declared = ledger.chain.stages[name]
     with workspace.lock(name):
         reasons = ledger.changes(name)
         if not reasons and not force and not ledger.inside_repro(name):
@@ -219,7 +219,7 @@ def _verified_inputs(ledger: Any, declared: Any) -> dict[str, list[Any]]:
     ledger.refuse_undeclared()
     inputs: dict[str, list[Any]] = {}
     for path in declared.data_deps:
-        for upstream in ledger.stages().values():
+        for upstream in ledger.chain.stages.values():
             if upstream.out == path or upstream.out.startswith(f"{path}/"):
                 inputs.setdefault(upstream.asset, []).append(upstream)
     for upstream in (u for us in inputs.values() for u in us):
@@ -265,7 +265,7 @@ def _tracked_run(
             "stemma.asset": declared.name,
             "stemma.code_version": ledger.code_version(stage.name),
             "dagster.run_id": context.run_id,
-            "git.commit": ledger.git_commit(),
+            "git.commit": git_state(ledger.root).name,
         },
         datasets=datasets,
     )
@@ -331,7 +331,7 @@ def _metadata_of(context: dg.AssetExecutionContext, asset: str, version: str) ->
 
 
 def _write_statement(context: Any, ledger: Any, declared: Any, version: str, **known: Any) -> None:
-    upstream = {name: ledger.recorded(name) for name in ledger.upstream(declared.name)}
+    upstream = {name: ledger.recorded(name) for name in ledger.chain.upstream(declared.name)}
     write_statement(ledger.root, declared, version, upstream, dagster_run=context.run_id, **known)
 
 

@@ -38,8 +38,8 @@ def materialize(
     made: list[dict[str, str]] = []
     with open_instance(root) as instance:
         close_dead_runs(instance)
-        for partition in dict.fromkeys(ledger.stages()[name].partition for name in scope):
-            group = [name for name in scope if ledger.stages()[name].partition == partition]
+        for partition in dict.fromkeys(ledger.chain.stages[name].partition for name in scope):
+            group = [name for name in scope if ledger.chain.stages[name].partition == partition]
             due = _due(ledger, instance, group, set(wanted) if force else set())
             if due:
                 made += _run(defs, ledger, instance, due, partition, forced=force and set(due) <= set(wanted))
@@ -48,7 +48,7 @@ def materialize(
 
 def chosen(ledger: Any, names: Sequence[str] | None) -> list[str]:
     """Resolve 'tokenizer', 'cleaned_corpus' (all its crawls) and 'cleaned_corpus@sample' to stages, in order."""
-    stages = ledger.stages()
+    stages = ledger.chain.stages
     if not names:
         return list(stages)
     found: set[str] = set()
@@ -68,22 +68,22 @@ def with_upstream(ledger: Any, names: Iterable[str]) -> list[str]:
         name = queue.pop()
         if name not in scope:
             scope.add(name)
-            queue += ledger.upstream(name)
-    return [name for name in ledger.stages() if name in scope]
+            queue += ledger.chain.upstream(name)
+    return [name for name in ledger.chain.stages if name in scope]
 
 
 def _due(ledger: Any, instance: Any, group: list[str], forced: set[str]) -> list[str]:
     """Return the stages to run: those out of date or unknown to Dagster, and what follows from them."""
     due: list[str] = []
     for name in group:
-        follows = any(up in due for up in ledger.upstream(name))
+        follows = any(up in due for up in ledger.chain.upstream(name))
         if name in forced or follows or ledger.changes(name) or not _known(instance, ledger, name):
             due.append(name)
     return due
 
 
 def _known(instance: Any, ledger: Any, name: str) -> bool:
-    stage = ledger.stages()[name]
+    stage = ledger.chain.stages[name]
     return latest_version(instance, stage.asset, stage.partition)[0] == ledger.recorded(name)
 
 
@@ -111,7 +111,7 @@ def _run(
 
     from resources.dagster_home import run_tags
 
-    assets = [ledger.stages()[name].asset for name in due]
+    assets = [ledger.chain.stages[name].asset for name in due]
     _wait_for_pools(instance, assets)
     job = defs.resolve_job_def("refresh_corpus" if partition else "retrain")
     config = {"ops": {asset: {"config": {"force": True}} for asset in assets}} if forced else {}
@@ -171,7 +171,7 @@ def status_rows(defs: Any, root: Path) -> list[dict[str, Any]]:
     ledger = defs.resources["ledger"]
     rows = []
     with open_instance(root) as instance:
-        for name, stage in ledger.stages().items():
+        for name, stage in ledger.chain.stages.items():
             recorded = ledger.recorded(name)
             reasons = ledger.changes(name)
             version, shown = latest_version(instance, stage.asset, stage.partition)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from core.hashing import FileDigests, file_digests, file_md5, file_sha256
 from core.progress import progress_bar
 from lineage.audit_records import FindRuns, compare_dagster, compare_mlflow
-from lineage.family import AuditReport, Disagreement, Node, ancestors, find_targets
+from lineage.family import AuditReport, Disagreement, Node
 from lineage.statement import (
     Statement,
     StatementError,
@@ -34,7 +34,9 @@ from lineage.statement import (
     verify_statement,
     warc_digests,
 )
-from resources.dvc_ledger import DvcLedger, Stage, dir_md5, files_of, path_md5
+from resources.chain import CODE_FILE, Stage
+from resources.dvc_hashes import dir_md5, files_of, path_md5
+from resources.dvc_ledger import DvcLedger
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
@@ -56,11 +58,11 @@ def audit(
     """
     started = time.monotonic()
     ledger = DvcLedger(root)
-    report = AuditReport(find_targets(ledger, target), compared=["files", "dvc.lock", "provenance"])
-    order = ancestors(ledger, report.targets)
-    digests = _hash_all(ledger.root / ledger.stage(name).out for name in order)
+    report = AuditReport(ledger.chain.select([target]), compared=["files", "dvc.lock", "provenance"])
+    order = ledger.chain.with_upstream(report.targets)
+    digests = _hash_all(ledger.root / ledger.chain.stage(name).out for name in order)
     for name in order:
-        _StageAudit(ledger, ledger.stage(name), report, digests).check()
+        _StageAudit(ledger, ledger.chain.stage(name), report, digests).check()
     for path in ledger.undeclared():
         fix = f"Name it under 'crawls' in params.yaml, or: stemma retire {Path(path).name}"
         report.disagreements.append(
@@ -103,7 +105,7 @@ class _StageAudit:
             stage=stage.name,
             version=self.version or None,
             out=stage.out,
-            upstream=ledger.upstream(stage.name),
+            upstream=ledger.chain.upstream(stage.name),
             files=len(self.found),
             bytes=sum(found.bytes for found in self.found.values()),
         )
@@ -158,7 +160,7 @@ class _StageAudit:
                 self._disagree(
                     where, _digest("sha256", stated), _digest("sha256", actual), self._restore(name)
                 )
-        listing = self.ledger.cached_listing(self.version) or {}
+        listing = self.ledger.lock.cached_listing(self.version) or {}
         for name in sorted({*listing, *self.found} - reported) if listing else []:
             listed = listing.get(name)
             found = self.found[name].md5 if name in self.found else None
@@ -170,11 +172,11 @@ class _StageAudit:
 
     def _restore(self, name: str | None = None) -> str:
         """How to get the recorded bytes back: from DVC's cache, unless they are damaged or missing there too."""
-        listing = self.ledger.cached_listing(self.version)
+        listing = self.ledger.lock.cached_listing(self.version)
         if listing is None:
             return f"DVC's cache does not hold this version: dvc pull {self.stage.name}, or {self.rebuild}"
         for md5 in [listing[name]] if name in listing else listing.values():
-            cached = self.ledger.cached(md5)
+            cached = self.ledger.lock.cached(md5)
             if not cached.is_file() or file_md5(cached) != md5:
                 return f"DVC's cache holds no good copy either. Rebuild it: {self.rebuild}"
         return f"Restore it from DVC's cache: dvc checkout --force {self.stage.name}"
@@ -184,7 +186,7 @@ class _StageAudit:
         recorded = self._recorded_deps()
         rebuild = f"It was made from something else. Rebuild it: {self.rebuild}"
         stated = upstream_versions(statement) if statement else {}
-        upstream = [self.ledger.stage(name) for name in self.node.upstream]
+        upstream = [self.ledger.chain.stage(name) for name in self.node.upstream]
         for path in self.stage.data_deps:
             below = [stage for stage in upstream if Path(stage.out).is_relative_to(path)]
             found = self._input_version(path, below)
@@ -205,16 +207,17 @@ class _StageAudit:
             here = self.ledger.root / path
             if not here.exists() or path_md5(here) != recorded.get(path):
                 self.report.notes.append(f"{path} has changed since {self.stage.name} was made.")
-        entry = self.ledger.lock_entry(self.stage.name) or {}
-        params = (entry.get("params") or {}).get("params.yaml") or {}
-        for name in self.stage.params:
+        if dict(self.stage.code_params) != self.ledger.lock.params(self.stage.name, CODE_FILE):
+            self.report.notes.append(f"The code of {self.stage.name} has changed since it was made.")
+        params = self.ledger.lock.params(self.stage.name)
+        for name in sorted({*params, *self.stage.param_values}):
             if params.get(name) != self.stage.param_values.get(name):
                 self.report.notes.append(
                     f"{name} in params.yaml has changed since {self.stage.name} was made."
                 )
 
     def _recorded_deps(self) -> dict[str, str | None]:
-        entry = self.ledger.lock_entry(self.stage.name) or {}
+        entry = self.ledger.lock.entry(self.stage.name) or {}
         return {dep["path"]: dep.get("md5") for dep in entry.get("deps") or []}
 
     def _input_version(self, path: str, stages: list[Stage]) -> str | None:

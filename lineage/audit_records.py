@@ -19,7 +19,7 @@ FindRuns = Callable[[str], Sequence[Mapping[str, Any]]]  # resources.mlflow_stor
 
 def compare_dagster(ledger: DvcLedger, report: AuditReport, instance: DagsterInstance | None) -> None:
     """Compare Dagster's latest data version of every node with dvc.lock."""
-    from lineage.sync import data_version_in_dagster
+    from resources.dagster_log import latest_record, version_of
 
     home = Path(os.environ.get("DAGSTER_HOME") or ledger.root / ".dagster")
     if instance is None and not (home / "dagster.yaml").exists():
@@ -34,7 +34,7 @@ def compare_dagster(ledger: DvcLedger, report: AuditReport, instance: DagsterIns
         opened = nullcontext(instance)
     with opened as dagster:
         for node in report.nodes.values():
-            shown = data_version_in_dagster(dagster, ledger.stage(node.stage))
+            shown = version_of(latest_record(dagster, ledger.chain.stage(node.stage)))
             if node.version and shown != node.version:
                 where, expected = f"Dagster: {node.stage}", f"{node.version} (dvc.lock)"
                 fix = "Report the versions on disk to Dagster: stemma sync"

@@ -6,7 +6,6 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from core.errors import WorkspaceError
 from lineage.statement import RunFacts, StatementError, load_statement, run_facts, statement_path, subjects
 from resources.dvc_ledger import DvcLedger
 
@@ -68,36 +67,12 @@ class AuditReport:
         return json.dumps(content, indent=2, ensure_ascii=False, default=str)
 
 
-def find_targets(ledger: DvcLedger, target: str) -> list[str]:
-    """The stages that an asset's name or a stage's name refers to. Raises WorkspaceError if there is none."""
-    stages = ledger.stages()
-    if target in stages:
-        return [target]
-    found = [name for name, stage in stages.items() if stage.asset == target]
-    if not found:
-        known = ", ".join(dict.fromkeys(stage.asset for stage in stages.values()))
-        raise WorkspaceError(f"There is no asset '{target}'. There are: {known}.")
-    return found
-
-
-def ancestors(ledger: DvcLedger, targets: list[str]) -> list[str]:
-    """The targets and everything upstream of them, upstream first."""
-    wanted: set[str] = set()
-    queue = list(targets)
-    while queue:
-        name = queue.pop()
-        if name not in wanted:
-            wanted.add(name)
-            queue += ledger.upstream(name)
-    return [name for name in ledger.in_order() if name in wanted]
-
-
 def read_family(root: Path, target: str) -> AuditReport:
     """The family of an asset as dvc.lock and the statements record it. Nothing is hashed or validated."""
     ledger = DvcLedger(root)
-    report = AuditReport(find_targets(ledger, target))
-    for name in ancestors(ledger, report.targets):
-        node = Node(name, ledger.recorded(name), ledger.stage(name).out, ledger.upstream(name))
+    report = AuditReport(ledger.chain.select([target]))
+    for name in ledger.chain.with_upstream(report.targets):
+        node = Node(name, ledger.recorded(name), ledger.chain.stage(name).out, ledger.chain.upstream(name))
         report.nodes[name] = node
         if node.version is not None:
             _add_facts(root, node, node.version)

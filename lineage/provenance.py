@@ -24,6 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from core.code import library_versions
 from core.files import write_atomically
 from core.hashing import file_sha256
 from lineage.statement import (
@@ -35,7 +36,10 @@ from lineage.statement import (
     statement_path,
     validate,
 )
-from resources.dvc_ledger import DvcLedger, Stage, files_of
+from resources.chain import Stage
+from resources.dvc_hashes import files_of
+from resources.dvc_ledger import DvcLedger
+from resources.git import git_state
 
 BUILD_TYPE = "urn:stemma:build:dvc-stage:v1"  # externalParameters: stage, cmd, params
 BUILDER = "urn:stemma:builder:dagster"
@@ -73,7 +77,7 @@ def write_statement(
     not be a valid statement.
     """
     ledger = DvcLedger(root)
-    stage = ledger.stage(stage) if isinstance(stage, str) else stage
+    stage = ledger.chain.stage(stage) if isinstance(stage, str) else stage
     folder = ledger.root / stage.out
     run = _Run(dagster_run, mlflow_run, started, finished, cpu_seconds, gpu_seconds)
     statement: Statement = {
@@ -145,7 +149,7 @@ def _dependencies(
     for name in sorted(upstream):
         if upstream[name] is None:
             raise StatementError(f"{stage.name} was made from {name}, for which dvc.lock records no version.")
-        out = ledger.stage(name).out
+        out = ledger.chain.stage(name).out
         yield {
             "name": name,
             "uri": f"dvc:{out}?md5={upstream[name]}",
@@ -153,7 +157,7 @@ def _dependencies(
             "annotations": {"role": "upstream asset"},
         }
     yield from _crawl_files(ledger.root / stage.out / "manifest.jsonl")
-    git = ledger.git_state()
+    git = git_state(ledger.root)
     if git.commit:
         yield {
             "name": "source",
@@ -165,6 +169,13 @@ def _dependencies(
         for file in [ledger.root / dep] if (ledger.root / dep).is_file() else files_of(ledger.root / dep):
             name = file.relative_to(ledger.root).as_posix()
             yield {"name": name, "digest": {"sha256": file_sha256(file)}, "annotations": {"role": "code"}}
+    closure = ledger.closure(stage)
+    for name, syntax in closure.files.items():
+        digest = {"sha256": file_sha256(ledger.root / name)}
+        yield {"name": name, "digest": digest, "annotations": {"role": "code", "syntax": syntax}}
+    for name, version in library_versions(closure.libraries).items():
+        notes = {"role": "library", "version": version}
+        yield {"name": name, "uri": f"pkg:pypi/{name}@{version}", "annotations": notes}
     constraints = ledger.root / "constraints.txt"
     if constraints.is_file():
         yield {

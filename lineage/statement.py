@@ -141,6 +141,21 @@ def warc_digests(statement: Statement) -> dict[str, str]:
     }
 
 
+def code_hashes(statement: Statement) -> dict[str, str]:
+    """Hash of the syntax tree by path, of the files whose code decided a version."""
+    return _annotated(statement, "code", "syntax")
+
+
+def library_versions(statement: Statement) -> dict[str, str]:
+    """Version by distribution, of the libraries that this code imports."""
+    return _annotated(statement, "library", "version")
+
+
+def _annotated(statement: Statement, role: str, note: str) -> dict[str, str]:
+    notes = {d["name"]: d.get("annotations") or {} for d in _dependencies(statement)}
+    return {name: found[note] for name, found in notes.items() if found.get("role") == role and note in found}
+
+
 def run_facts(statement: Statement) -> RunFacts:
     """Who made the version, when, on which machine, from which commit and parameters."""
     details = statement["predicate"]["runDetails"]

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from resources.dvc_ledger import DvcLedger, Stage
+from resources.chain import Stage
+from resources.dagster_log import latest_record, metadata_of, version_of
+from resources.dvc_ledger import DvcLedger
 
 if TYPE_CHECKING:
-    from dagster import DagsterInstance, EventLogRecord
+    from dagster import DagsterInstance
     from dagster._core.definitions.data_version import DataProvenance
 
 RESTORED = "restored by stemma sync from dvc.lock"
@@ -31,11 +33,11 @@ def sync(root: Path, instance: DagsterInstance) -> list[str]:
     """
     ledger = DvcLedger(root)
     lines = []
-    for name in ledger.in_order():
+    for name in ledger.chain.in_order():
         version = ledger.recorded(name)
         if version is None:
             continue
-        stage = ledger.stage(name)
+        stage = ledger.chain.stage(name)
         if not (ledger.root / stage.out).exists() or ledger.hash_out(name) != version:
             lines.append(
                 f"{name}: not reported, because {stage.out} is not version {version}. Run 'dvc checkout'."
@@ -49,11 +51,6 @@ def sync(root: Path, instance: DagsterInstance) -> list[str]:
     return lines
 
 
-def data_version_in_dagster(instance: DagsterInstance, stage: Stage) -> str | None:
-    """The version of a stage that Dagster's log shows as the latest, or None."""
-    return _version_of(_latest(instance, stage))
-
-
 class _RecordedVersion:
     """A version that is on disk as dvc.lock records it, compared with what Dagster's log says about it."""
 
@@ -62,8 +59,8 @@ class _RecordedVersion:
         self.code_version = str(ledger.recorded_code_version(stage.name))
         changed = ledger.changed_inputs(stage.name)
         self.inputs: dict[str, list[Stage]] = {}  # upstream asset -> its stages
-        for name in ledger.upstream(stage.name):
-            upstream = ledger.stage(name)
+        for name in ledger.chain.upstream(stage.name):
+            upstream = ledger.chain.stage(name)
             self.inputs.setdefault(upstream.asset, []).append(upstream)
         self.changed = {
             asset
@@ -75,9 +72,9 @@ class _RecordedVersion:
         """Where Dagster's log differs from dvc.lock, one sentence each."""
         from dagster._core.definitions.data_version import extract_data_provenance_from_entry
 
-        record = _latest(self.instance, self.stage)
-        if record is None or _version_of(record) != self.version:
-            return [f"Dagster showed {_version_of(record) or 'none'}"]
+        record = latest_record(self.instance, self.stage)
+        if record is None or version_of(record) != self.version:
+            return [f"Dagster showed {version_of(record) or 'none'}"]
         provenance = extract_data_provenance_from_entry(record.event_log_entry)
         if provenance is None:
             return ["Dagster had not recorded its inputs"]
@@ -104,7 +101,7 @@ class _RecordedVersion:
             DATA_VERSION_IS_USER_PROVIDED_TAG: "true",
             CODE_VERSION_TAG: self.code_version,
         }
-        before = _metadata_before(self.instance, self.stage, self.version)
+        before = metadata_of(self.instance, self.stage, self.version)
         event = AssetMaterialization(
             asset_key=self.stage.asset,
             partition=self.stage.partition,
@@ -122,13 +119,13 @@ class _RecordedVersion:
         if not provenance.has_input_asset(key):
             return True
         if stages[0].partition is None:
-            now = data_version_in_dagster(self.instance, stages[0])
+            now = version_of(latest_record(self.instance, stages[0]))
             return provenance.input_data_versions[key].value != now
         cursor = provenance.input_storage_ids[key]
         for stage in stages:
-            after = _latest(self.instance, stage, after_cursor=cursor)
-            before = _latest(self.instance, stage, before_cursor=cursor + 1 if cursor else None)
-            if after is not None and _version_of(before) != _version_of(after):
+            after = latest_record(self.instance, stage, after_cursor=cursor)
+            before = latest_record(self.instance, stage, before_cursor=cursor + 1 if cursor else None)
+            if after is not None and version_of(before) != version_of(after):
                 return True
         return False
 
@@ -142,7 +139,9 @@ class _RecordedVersion:
 
         tags = {}
         for asset, stages in self.inputs.items():
-            events = [record.storage_id for record in (_latest(self.instance, s) for s in stages) if record]
+            events = [
+                record.storage_id for record in (latest_record(self.instance, s) for s in stages) if record
+            ]
             pointer = BEFORE_EVERYTHING if asset in self.changed else max(events, default=BEFORE_EVERYTHING)
             tags[get_input_data_version_tag(AssetKey(asset))] = self._input_version(stages)
             tags[get_input_event_pointer_tag(AssetKey(asset))] = str(pointer)
@@ -151,34 +150,8 @@ class _RecordedVersion:
     def _input_version(self, stages: list[Stage]) -> str:
         """The version of an input that dvc.lock says this one was made from, in Dagster's format."""
         if stages[0].partition is None:
-            deps = (self.ledger.lock_entry(self.stage.name) or {}).get("deps") or []
+            deps = (self.ledger.lock.entry(self.stage.name) or {}).get("deps") or []
             return next(str(dep.get("md5")) for dep in deps if dep["path"] == stages[0].out)
         # Dagster's version of several partitions: SHA-256 of their versions, concatenated in order of their names.
         versions = [str(self.ledger.recorded(s.name)) for s in sorted(stages, key=lambda s: str(s.partition))]
         return hashlib.sha256("".join(versions).encode()).hexdigest()
-
-
-def _metadata_before(instance: DagsterInstance, stage: Stage, version: str) -> dict[str, Any]:
-    """The metadata (numbers, plot) that Dagster recorded for this version when it was made."""
-    from dagster import AssetKey, AssetRecordsFilter
-
-    wanted = AssetRecordsFilter(
-        asset_key=AssetKey(stage.asset), asset_partitions=[stage.partition] if stage.partition else None
-    )
-    for record in instance.fetch_materializations(wanted, limit=100).records:
-        if record.asset_materialization and _version_of(record) == version:
-            return dict(record.asset_materialization.metadata)
-    return {}
-
-
-def _latest(instance: DagsterInstance, stage: Stage, **cursors: int | None) -> EventLogRecord | None:
-    from dagster import AssetKey
-
-    return instance.get_latest_data_version_record(AssetKey(stage.asset), False, stage.partition, **cursors)
-
-
-def _version_of(record: EventLogRecord | None) -> str | None:
-    from dagster._core.definitions.data_version import extract_data_version_from_entry
-
-    version = extract_data_version_from_entry(record.event_log_entry) if record else None
-    return version.value if version else None

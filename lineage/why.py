@@ -101,7 +101,7 @@ def _documents(rows: list[Row], folders: dict[str, Path]) -> dict[tuple[str, str
 def _corpora(root: Path) -> list[tuple[Path, str | None]]:
     """(folder, version that dvc.lock records) of every crawl that is cleaned here."""
     ledger = DvcLedger(root)
-    stages = [s for s in ledger.stages().values() if s.asset == "cleaned_corpus"]
+    stages = [s for s in ledger.chain.stages.values() if s.asset == "cleaned_corpus"]
     made = [s for s in stages if (ledger.root / s.out).is_dir()]
     if not made:
         raise WorkspaceError(

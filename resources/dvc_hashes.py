@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
-
-def file_md5(path: Path) -> str:
-    """MD5 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, functools.partial(hashlib.md5, usedforsecurity=False)).hexdigest()
+from core.hashing import file_md5
 
 
 def dir_md5(files: Mapping[str, str]) -> str:
@@ -34,8 +29,3 @@ def files_of(folder: Path) -> list[Path]:
     return sorted(
         p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts and p.suffix != ".pyc"
     )
-
-
-def code_hash(template: str, code: Mapping[str, str | None]) -> str:
-    """12 hex digits of a command and the md5 of each code file by path: a code version."""
-    return hashlib.sha256(json.dumps([template, sorted(code.items())]).encode()).hexdigest()[:12]

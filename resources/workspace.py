@@ -18,14 +18,15 @@ import json
 import os
 import re
 import shutil
-import stat
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from resources.stage_lock import WorkspaceError, hold
+from core.errors import WorkspaceError
+from core.files import remove_tree, write_atomically
+from resources.stage_lock import hold
+from resources.yaml_file import parse_yaml, read_yaml
 
 # DVC reads a dot as a level and forbids other punctuation in the names it makes of these.
 CRAWL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -132,7 +133,7 @@ class Workspace:
         edit(document)
         out = io.StringIO()
         yaml.dump(document, out)
-        if _parse_yaml(out.getvalue()) == before:
+        if parse_yaml(out.getvalue()) == before:
             return False
         with self.plain_errors("params.yaml"):
             write_atomically(self.params_file, out.getvalue())
@@ -294,59 +295,3 @@ def _trash_for(work: Path, out: Path) -> Path:
         remove_tree(trash)
     trash.parent.mkdir(parents=True, exist_ok=True)
     return trash
-
-
-def remove_tree(path: Path) -> None:
-    """Remove a folder or a link. Folders in it may be read-only; what a link points to stays untouched."""
-
-    def retry(function: Callable[[str], object], name: str, _: object) -> None:
-        parent = os.path.dirname(name)
-        os.chmod(parent, stat.S_IMODE(os.stat(parent).st_mode) | stat.S_IRWXU)
-        if os.path.isdir(name) and not os.path.islink(name):
-            os.chmod(name, stat.S_IRWXU)
-            shutil.rmtree(name)
-        elif os.path.lexists(name):
-            os.unlink(name)
-
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif sys.version_info >= (3, 12):
-        shutil.rmtree(path, onexc=retry)
-    else:
-        shutil.rmtree(path, onerror=retry)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file as plain values, read as DVC reads it (YAML 1.2: `1e-3` is a number)."""
-    try:
-        return _parse_yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise WorkspaceError(
-            f"{path.name} is not valid YAML: {error}. Mend that place and run again."
-        ) from error
-
-
-def _parse_yaml(text: str) -> dict[str, Any]:
-    from ruamel.yaml import YAML
-
-    return YAML(typ="safe").load(text) or {}
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a small file by rename, so that readers see the old one or the new. Mode 0644 or as before."""
-    data = content.encode() if isinstance(content, str) else content
-    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, mode)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise

@@ -79,7 +79,7 @@ def closure(root: Path, modules: list[str]) -> set[str]:
 def test_dvc_yaml_names_all_code_that_decides_a_stage(root: Path, asset: str):
     from resources.dvc_ledger import DvcLedger
 
-    declared = next(s for s in DvcLedger(root).stages().values() if s.asset == asset)
+    declared = next(s for s in DvcLedger(root).chain.stages.values() if s.asset == asset)
     assert closure(root, ENTRIES[asset]) == set(declared.code_deps)
 
 
@@ -90,8 +90,8 @@ def test_dagster_shows_the_dependencies_and_code_versions_of_dvc_yaml(root: Path
 
     ledger = definitions.defs.resources["ledger"]
     graph = definitions.defs.resolve_asset_graph()
-    for stage in ledger.stages().values():
+    for stage in ledger.chain.stages.values():
         node = graph.get(dg.AssetKey(stage.asset))
-        upstream = {ledger.stages()[name].asset for name in ledger.upstream(stage.name)}
+        upstream = {ledger.chain.stages[name].asset for name in ledger.chain.upstream(stage.name)}
         assert {key.to_user_string() for key in node.parent_keys} == upstream
         assert node.code_version == ledger.code_version(stage.asset)

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from resources.dvc_ledger import DvcLedger, file_md5, files_of
+from core.hashing import file_md5
+from resources.dvc_hashes import files_of
+from resources.dvc_ledger import DvcLedger
 
 DVC = str(Path(sys.executable).with_name("dvc"))
 ROOT = Path(__file__).resolve().parent.parent
@@ -89,7 +91,7 @@ def sh(root: Path, *command: str) -> str:
 def make(root: Path, name: str) -> str:
     """Make a stage as an asset does; its version."""
     ledger = DvcLedger(root)
-    stage, workspace = ledger.stage(name), ledger.workspace
+    stage, workspace = ledger.chain.stage(name), ledger.workspace
     with workspace.lock(name):
         out = workspace.work_path(name, "key") / "out"
         out.mkdir(exist_ok=True)

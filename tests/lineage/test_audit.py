@@ -13,22 +13,25 @@ import pytest
 from rich.console import Console
 from tiny_project import DVC, build_chain, make, sh
 
-from core.hashing import file_sha256
+from core.errors import WorkspaceError
+from core.hashing import file_md5, file_sha256
 from lineage.audit import audit
 from lineage.printing import family_tree, print_tree
 from lineage.provenance import write_statement
 from lineage.statement import statement_path
 from lineage.sync import sync
-from resources.dvc_ledger import DvcLedger, file_md5, path_md5
-from resources.workspace import Workspace, WorkspaceError
+from resources.dvc_hashes import path_md5
+from resources.dvc_ledger import DvcLedger
+from resources.git import git_state
+from resources.workspace import Workspace
 
 
 def make_all(root: Path) -> DvcLedger:
     """Build every stage and write its statement, as an asset does."""
     ledger = DvcLedger(root)
-    for name in ledger.in_order():
+    for name in ledger.chain.in_order():
         version = make(root, name)
-        upstream = {u: ledger.recorded(u) for u in ledger.upstream(name)}
+        upstream = {u: ledger.recorded(u) for u in ledger.chain.upstream(name)}
         mlflow_run = f"run-of-{name}" if name == "base_model" else None
         write_statement(root, name, version, upstream, "dagster-run", mlflow_run, 1.7e9, 1.7e9 + 3)
     return ledger
@@ -72,7 +75,7 @@ def printed(report) -> str:
 
 def test_an_untouched_family_agrees_and_prints_as_a_tree(ledger):
     report = audit(ledger.root, "base_model")
-    assert report.agrees and list(report.nodes) == ledger.in_order()
+    assert report.agrees and list(report.nodes) == ledger.chain.in_order()
     assert report.files == sum(1 for p in (ledger.root / "data").rglob("*") if p.is_file())
     text = printed(report)
     depth = {line.split("data")[0].strip("│├└─ ").split(" ")[0]: line for line in text.splitlines()}
@@ -185,7 +188,7 @@ def test_a_forged_lock_or_statement_is_named(ledger):
 def test_a_model_of_another_corpus_than_the_one_on_disk_is_named(ledger):
     Workspace(ledger.root).set_crawl("sample", {"source": "sample", "pages": 9})
     for name in ("raw_crawl@sample", "cleaned_corpus@sample"):
-        upstream = {u: ledger.recorded(u) for u in ledger.upstream(name)}
+        upstream = {u: ledger.recorded(u) for u in ledger.chain.upstream(name)}
         write_statement(ledger.root, name, make(ledger.root, name), upstream)
     report = audit(ledger.root, "base_model")
     assert {wrong.where for wrong in report.disagreements} == {
@@ -216,7 +219,7 @@ def test_dagsters_log_is_compared_where_there_is_one(ledger, monkeypatch):
     assert "Dagster" not in audit(ledger.root, "base_model").compared
     with dg.DagsterInstance.ephemeral() as instance:
         wrong = audit(ledger.root, "base_model", instance=instance).disagreements
-        assert [w.where for w in wrong] == [f"Dagster: {name}" for name in ledger.in_order()]
+        assert [w.where for w in wrong] == [f"Dagster: {name}" for name in ledger.chain.in_order()]
         sync(ledger.root, instance)
         report = audit(ledger.root, "base_model", instance=instance)
         assert report.agrees and "Dagster" in report.compared
@@ -229,7 +232,7 @@ def test_dagsters_log_is_compared_where_there_is_one(ledger, monkeypatch):
 
 def test_mlflows_runs_are_compared(ledger):
     version = ledger.recorded("base_model")
-    datasets = {name: ledger.recorded(name) for name in ledger.upstream("base_model")}
+    datasets = {name: ledger.recorded(name) for name in ledger.chain.upstream("base_model")}
     run = {"run_id": "1", "role": "made", "datasets": datasets}
 
     def ask(*runs):
@@ -257,8 +260,8 @@ def test_the_family_tree_prints_without_hashing_and_before_all_is_made(ledger, c
 
     flip(ledger.root / "data/base_model/made.txt")
     tree = text(family_tree(ledger.root, "base_model"))
-    assert all(ledger.recorded(name)[:12] in tree for name in ledger.in_order())
-    assert ledger.git_state().commit[:8] in tree and "2023-11-14 22:13:23 UTC" in tree
+    assert all(ledger.recorded(name)[:12] in tree for name in ledger.chain.in_order())
+    assert git_state(ledger.root).commit[:8] in tree and "2023-11-14 22:13:23 UTC" in tree
     assert text(family_tree(chain, "base_model")).count("not made yet") == 5  # the shared corpus shows twice
     with pytest.raises(WorkspaceError, match=r"There is no asset 'basemodel'\. There are: raw_crawl"):
         family_tree(chain, "basemodel")
@@ -282,9 +285,9 @@ def test_a_statement_without_subjects_is_marked_too(ledger):
 
 
 def test_the_folder_hash_of_the_audit_is_dvcs(ledger):
-    for name in ledger.in_order():
-        assert path_md5(ledger.root / ledger.stage(name).out) == ledger.hash_out(name)
-    listing = ledger.cached_listing(ledger.recorded("tokenizer"))
+    for name in ledger.chain.in_order():
+        assert path_md5(ledger.root / ledger.chain.stage(name).out) == ledger.hash_out(name)
+    listing = ledger.lock.cached_listing(ledger.recorded("tokenizer"))
     assert listing == {
         n: file_md5(ledger.root / "data/tokenizer" / n) for n in ("made.txt", "deep/digest.txt")
     }

@@ -22,19 +22,20 @@ from lineage.statement import (
     warc_digests,
 )
 from resources.dvc_ledger import DvcLedger
+from resources.git import git_state
 
 
 @pytest.fixture
 def made(chain):
     """The small project, built, with a statement for each version."""
     ledger = DvcLedger(chain)
-    for name in ledger.in_order():
+    for name in ledger.chain.in_order():
         version = make(chain, name)
         write_statement(
             chain,
-            stage=ledger.stage(name),
+            stage=ledger.chain.stage(name),
             version=version,
-            upstream={u: ledger.recorded(u) for u in ledger.upstream(name)},
+            upstream={u: ledger.recorded(u) for u in ledger.chain.upstream(name)},
             dagster_run="run-1",
             mlflow_run=None,
             started=1_700_000_000.0,
@@ -52,7 +53,7 @@ def test_statement_is_valid_in_toto_and_slsa_by_their_own_package(made):
     from in_toto_attestation.predicates.provenance.v1 import provenance_pb2
     from in_toto_attestation.v1 import statement_pb2
 
-    for name in made.in_order():
+    for name in made.chain.in_order():
         text = statement_path(made.root, name, made.recorded(name)).read_text()
         message = Parse(text, statement_pb2.Statement())
         assert message.type == "https://in-toto.io/Statement/v1"
@@ -94,7 +95,7 @@ def test_dependencies_name_upstream_versions_warcs_commit_code_and_environment(m
     base = statement_of(made, "base_model")
     assert upstream_versions(base) == {n: made.recorded(n) for n in ("cleaned_corpus@sample", "tokenizer")}
     by_name = {d["name"]: d for d in base["predicate"]["buildDefinition"]["resolvedDependencies"]}
-    assert by_name["source"]["digest"]["gitCommit"] == made.git_state().commit
+    assert by_name["source"]["digest"]["gitCommit"] == git_state(made.root).commit
     assert by_name["source"]["annotations"]["dirty"] is False
     assert by_name["code/train.py"]["digest"]["sha256"] == file_sha256(made.root / "code/train.py")
     assert by_name["constraints.txt"]["digest"]["sha256"] == file_sha256(made.root / "constraints.txt")

@@ -10,7 +10,8 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver
 from dagster._core.loader import LoadingContextForTest
 from tiny_project import DVC, make, sh
 
-from lineage.sync import RESTORED, data_version_in_dagster, sync
+from lineage.sync import RESTORED, sync
+from resources.dagster_log import latest_record, version_of
 from resources.dvc_ledger import DvcLedger
 from resources.workspace import Workspace
 
@@ -21,8 +22,10 @@ def assets_of(root: Path) -> list[dg.AssetsDefinition]:
     crawls = dg.StaticPartitionsDefinition(list(Workspace(root).params()["crawls"]))
 
     def build(asset: str) -> dg.AssetsDefinition:
-        stages = [s for s in ledger.stages().values() if s.asset == asset]
-        upstream = sorted({ledger.stage(u).asset for s in stages for u in ledger.upstream(s.name)})
+        stages = [s for s in ledger.chain.stages.values() if s.asset == asset]
+        upstream = sorted(
+            {ledger.chain.stage(u).asset for s in stages for u in ledger.chain.upstream(s.name)}
+        )
 
         @dg.asset(
             name=asset,
@@ -56,17 +59,17 @@ def shown(root: Path, instance: dg.DagsterInstance) -> dict[str, tuple[str | Non
     graph = dg.Definitions(assets=assets_of(root)).resolve_asset_graph()
     resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
     found = {}
-    for stage in DvcLedger(root).stages().values():
+    for stage in DvcLedger(root).chain.stages.values():
         key = dg.AssetKey(stage.asset)
         reasons = [cause.reason for cause in resolver.get_stale_causes(key, stage.partition)]
         status = resolver.get_status(key, stage.partition).value
-        found[stage.name] = (data_version_in_dagster(instance, stage), status, reasons)
+        found[stage.name] = (version_of(latest_record(instance, stage)), status, reasons)
     return found
 
 
 def current(root: Path) -> dict[str, tuple[str | None, str, list[str]]]:
     ledger = DvcLedger(root)
-    return {name: (ledger.recorded(name), "FRESH", []) for name in ledger.stages()}
+    return {name: (ledger.recorded(name), "FRESH", []) for name in ledger.chain.stages}
 
 
 @pytest.fixture

@@ -11,10 +11,11 @@ import sys
 import pytest
 from rich.console import Console
 
+from core.errors import WorkspaceError
 from corpus.ledger import DOCUMENT_SCHEMA, LEDGER_SCHEMA, write_parquet
 from lineage.printing import print_rows
 from lineage.why import nearest, why
-from resources.workspace import Workspace, WorkspaceError
+from resources.workspace import Workspace
 
 URL = "https://example.org/page"
 

@@ -11,8 +11,12 @@ import time
 import pytest
 from tiny_project import DVC, make, sh
 
-from resources.dvc_ledger import DvcLedger, dir_md5, file_md5, files_of, path_md5
-from resources.workspace import Workspace, WorkspaceError
+from core.errors import WorkspaceError
+from core.hashing import file_md5
+from resources.dvc_hashes import dir_md5, files_of, path_md5
+from resources.dvc_ledger import DvcLedger
+from resources.git import git_state
+from resources.workspace import Workspace
 
 
 def test_our_reading_of_dvc_yaml_agrees_with_dvcs(chain, root):
@@ -23,8 +27,8 @@ def test_our_reading_of_dvc_yaml_agrees_with_dvcs(chain, root):
         ledger = DvcLedger(place)
         with Repo(str(place)) as repo:
             theirs = {s.name: s for s in repo.index.stages if s.cmd}
-        assert set(ledger.stages()) == set(theirs)
-        for name, ours in ledger.stages().items():
+        assert set(ledger.chain.every) == set(theirs)
+        for name, ours in ledger.chain.every.items():
             stage = theirs[name]
             assert ours.cmd == stage.cmd
             assert [ours.out] == [out.def_path for out in stage.outs]
@@ -36,7 +40,7 @@ def test_our_reading_of_dvc_yaml_agrees_with_dvcs(chain, root):
 def test_definitions_load_without_importing_dvc(chain):
     code = (
         "import sys; from resources.dvc_ledger import DvcLedger; ledger = DvcLedger('.');"
-        "ledger.code_version('tokenizer'); ledger.recorded('tokenizer'); ledger.in_order();"
+        "ledger.code_version('tokenizer'); ledger.recorded('tokenizer'); ledger.chain.in_order();"
         "print([m for m in ('dvc', 'torch', 'dagster', 'mlflow') if m in sys.modules])"
     )
     assert sh(chain, sys.executable, "-c", code).strip() == "[]"
@@ -56,11 +60,11 @@ def test_folder_hash_equals_dvcs(chain):
 def test_after_commit_dvc_status_is_clean_and_repro_skips_everything(chain):
     ledger = DvcLedger(chain)
     versions = {}
-    for name in ledger.in_order():
-        assert ledger.changes(name) == [f"{ledger.stage(name).out} was never made"]
+    for name in ledger.chain.in_order():
+        assert ledger.changes(name) == [f"{ledger.chain.stage(name).out} was never made"]
         assert ledger.recorded(name) is None
         versions[name] = make(chain, name)
-        assert ledger.recorded(name) == versions[name] == path_md5(chain / ledger.stage(name).out)
+        assert ledger.recorded(name) == versions[name] == path_md5(chain / ledger.chain.stage(name).out)
         assert ledger.changes(name) == []
     assert json.loads(sh(chain, DVC, "status", "--json")) == {}
     before = (chain / "dvc.lock").read_bytes()
@@ -71,7 +75,7 @@ def test_after_commit_dvc_status_is_clean_and_repro_skips_everything(chain):
 
 def test_repro_gives_the_same_versions_as_committing_does(chain):
     ledger = DvcLedger(chain)
-    ours = {name: make(chain, name) for name in ledger.in_order()}
+    ours = {name: make(chain, name) for name in ledger.chain.in_order()}
     lock = (chain / "dvc.lock").read_bytes()
     (chain / "dvc.lock").unlink()
     sh(chain, sys.executable, "-c", "import shutil; shutil.rmtree('data'); shutil.rmtree('.dvc/cache')")
@@ -80,12 +84,12 @@ def test_repro_gives_the_same_versions_as_committing_does(chain):
     assert {name: ledger.recorded(name) for name in ours} == ours
     assert (chain / "dvc.lock").read_bytes() == lock
     hashed = [line for line in (chain / "hashed.log").read_text().splitlines() if line.endswith("repro")]
-    assert [line.split()[:2] for line in hashed] == [[n, ours[n]] for n in ledger.in_order()]
+    assert [line.split()[:2] for line in hashed] == [[n, ours[n]] for n in ledger.chain.in_order()]
 
 
 def test_changes_name_the_code_parameter_input_command_or_output_that_changed(chain):
     ledger = DvcLedger(chain)
-    for name in ledger.in_order():
+    for name in ledger.chain.in_order():
         make(chain, name)
     with open(chain / "code/clean.py", "a") as file:
         file.write("# other\n")
@@ -107,9 +111,9 @@ def test_changes_name_the_code_parameter_input_command_or_output_that_changed(ch
 
 def test_code_version_follows_the_code_and_the_lock_remembers_it(chain):
     ledger = DvcLedger(chain)
-    for name in ledger.in_order():
+    for name in ledger.chain.in_order():
         make(chain, name)
-    for name, stage in ledger.stages().items():
+    for name, stage in ledger.chain.stages.items():
         assert ledger.recorded_code_version(name) == ledger.code_version(stage.asset)
     old = ledger.code_version("cleaned_corpus")
     source = (chain / "code/clean.py").read_text()
@@ -126,7 +130,7 @@ def test_code_version_follows_the_code_and_the_lock_remembers_it(chain):
 
 def test_a_crawl_that_nobody_names_is_refused_not_read(chain):
     ledger = DvcLedger(chain)
-    for name in ledger.in_order():
+    for name in ledger.chain.in_order():
         make(chain, name)
     stray = chain / "data/cleaned_corpus/old"
     stray.mkdir()
@@ -141,7 +145,7 @@ def test_a_crawl_that_nobody_names_is_refused_not_read(chain):
 def test_retired_crawl_leaves_only_if_the_cache_has_it_and_comes_back(chain):
     ledger = DvcLedger(chain)
     Workspace(chain).set_crawl("second", {"source": "sample", "pages": 5})
-    for name in ledger.in_order():
+    for name in ledger.chain.in_order():
         make(chain, name)
     with_two = ledger.recorded("tokenizer")
     kept = (chain / "data/cleaned_corpus/second/made.txt").read_bytes()
@@ -197,11 +201,11 @@ def test_a_damaged_cache_object_does_not_come_back_over_good_bytes(chain):
 
 def test_git_checkout_and_dvc_checkout_roll_back(chain):
     ledger = DvcLedger(chain)
-    old = {name: make(chain, name) for name in ledger.in_order()}
+    old = {name: make(chain, name) for name in ledger.chain.in_order()}
     sh(chain, "git", "add", "-A")
     sh(chain, "git", "commit", "-qm", "first")
     Workspace(chain).set_crawl("sample", {"source": "sample", "pages": 8})
-    new = {name: make(chain, name) for name in ledger.in_order()}
+    new = {name: make(chain, name) for name in ledger.chain.in_order()}
     assert not set(old.values()) & set(new.values())
     sh(chain, "git", "commit", "-qam", "second")
     sh(chain, "git", "checkout", "-q", "HEAD~1")
@@ -248,13 +252,15 @@ def test_git_state_overlooks_the_lock_and_the_statements(chain):
     (chain / "provenance").mkdir()
     (chain / "provenance/a.json").write_text("{}")
     (chain / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
-    state = ledger.git_state()
+    state = git_state(ledger.root)
     assert (
         len(state.commit) == 40 and state.dirty == () and state.remote == "https://example.org/us/model.git"
     )
-    assert ledger.git_commit() == state.commit
+    assert git_state(ledger.root).name == state.commit
     (chain / "code/clean.py").write_text("pass\n")
-    assert ledger.git_state().dirty == ("code/clean.py",) and ledger.git_commit().endswith("-dirty")
+    assert git_state(ledger.root).dirty == ("code/clean.py",) and git_state(ledger.root).name.endswith(
+        "-dirty"
+    )
 
 
 def test_mistakes_in_dvc_yaml_are_sentences(chain):
@@ -269,7 +275,7 @@ def test_mistakes_in_dvc_yaml_are_sentences(chain):
         time.sleep(0.01)
         (chain / "dvc.yaml").write_text(bad)
         with pytest.raises(WorkspaceError, match=words):
-            ledger.stages()
+            assert ledger.chain
     (chain / "dvc.yaml").write_text(good)
     with pytest.raises(
         WorkspaceError, match=r"dvc\.yaml has no stage 'tokeniser'\. It has: raw_crawl@sample"
@@ -283,4 +289,4 @@ def test_mistakes_in_dvc_yaml_are_sentences(chain):
 
 def test_a_missing_project_is_a_sentence(tmp_path):
     with pytest.raises(WorkspaceError, match="Run Stemma in the project's folder"):
-        DvcLedger(tmp_path).stages()
+        assert DvcLedger(tmp_path).chain

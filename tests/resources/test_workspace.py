@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 from tiny_project import ROOT
 
-from resources.workspace import Workspace, WorkspaceError
+from core.errors import WorkspaceError
+from resources.workspace import Workspace
 
 PARAMS = """\
 # The knobs.
