@@ -53,10 +53,19 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Section:
+    """A section of params.yaml that belongs to one asset, also where that has no partition yet."""
+
+    desc: str
+    settings: tuple[str, ...]  # dotted names of the classes that check it
+
+
+@dataclass(frozen=True)
 class Chain:
     """All stages, and every question about how they hang together."""
 
     every: Mapping[str, Stage]  # checks too, in the order of dvc.yaml
+    sections: Mapping[str, Section]  # by asset
 
     @cached_property
     def stages(self) -> dict[str, Stage]:
@@ -165,7 +174,16 @@ def read_chain(
             plain.append((f"{asset}@{key}", asset, str(key), str(body["do"]["cmd"]), filled))
     outs = [_path_of(out) for _, _, _, _, body in plain for out in body.get("outs", [])]
     values = {PARAMS_FILE: params, CODE_FILE: code or {}}
-    return Chain({entry[0]: _stage(*entry, outs, values) for entry in plain})
+    return Chain({entry[0]: _stage(*entry, outs, values) for entry in plain}, _sections(document))
+
+
+def _sections(document: Mapping[str, Any]) -> dict[str, Section]:
+    bodies = {asset: body.get("do", body) for asset, body in (document.get("stages") or {}).items()}
+    return {
+        asset: Section(str(body.get("desc", "")), tuple((body.get("meta") or {}).get("settings", ())))
+        for asset, body in bodies.items()
+        if asset in body.get("params", [])
+    }
 
 
 def _stage(

@@ -1,0 +1,40 @@
+"""The committed files that follow from the code: `stemma generate` writes them, and a test holds them to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from corpus.crawl_spec import SOURCES
+from resources.chain import CODE_FILE
+from resources.code_versions import render_code
+from resources.dvc_ledger import DvcLedger
+from resources.settings_check import SCHEMA_FILE, params_schema
+
+if TYPE_CHECKING:
+    from typer import Typer
+
+COMMANDS_PAGE = Path("docs", "commands.md")
+
+
+def generated_files(root: Path, app: Typer) -> dict[Path, str]:
+    """What each generated file should hold, by path: code versions, the schema of params.yaml, the commands' help."""
+    ledger = DvcLedger(root)
+    return {
+        root / CODE_FILE: render_code(root, ledger.chain, ledger.workspace.params()),
+        root / SCHEMA_FILE: params_schema(ledger.chain, SOURCES),
+        root / COMMANDS_PAGE: commands_page(app),
+    }
+
+
+def commands_page(app: Typer) -> str:
+    """Every command with its arguments and options, in Markdown, from the help that the terminal shows."""
+    from typer.cli import get_docs_for_click
+    from typer.main import get_command
+
+    command = get_command(app)
+    context = command.make_context("stemma", [], resilient_parsing=True)
+    page = get_docs_for_click(obj=command, ctx=context, name="stemma")
+    return (
+        f"<!-- Written by `stemma generate` from the commands' own help; do not edit. -->\n\n{page.strip()}\n"
+    )
