@@ -30,7 +30,7 @@ def cleaned_corpus(run: StageRun) -> Evidence:
     from corpus.report.plots import plot_contents, plot_funnel
     from corpus.report.summary import markdown
 
-    crawl = run.inputs["raw_crawl"]
+    crawl = run.folder("raw_crawl")
     files = read_manifest(crawl)
     sources = {f.file: f.path(run.root, crawl) for f in files}
     truth = crawl / "truth.parquet"

@@ -20,7 +20,7 @@ def tokenizer(run: StageRun) -> Evidence:
     from model.vocabulary.config import TokenizerConfig
     from model.vocabulary.train import read_texts, train_tokenizer
 
-    corpora, training_set = run.inputs["cleaned_corpus"], run.inputs["training_set"]
+    corpora, training_set = run.folders("cleaned_corpus"), run.folder("training_set")
     train_tokenizer(
         read_texts(corpora, training_set), run.out, read_settings(TokenizerConfig, run.params, "tokenizer")
     )

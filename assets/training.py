@@ -50,7 +50,7 @@ def overlap_check(evidence: Evidence, run: StageRun, texts: Iterable[tuple[str, 
     from evals.contamination import describe_overlaps
     from evals.decontamination_config import DecontaminationConfig
 
-    training_set = run.inputs["training_set"]
+    training_set = run.folder("training_set")
     config = read_settings(
         DecontaminationConfig, json.loads((training_set / "config.json").read_text()), "config.json"
     )

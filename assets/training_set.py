@@ -28,8 +28,8 @@ def training_set(run: StageRun) -> Evidence:
     from evals.training_set import build_training_set
 
     config = read_settings(DecontaminationConfig, run.params, "training_set")
-    cleaning = CleanConfig.from_dict(run.context.resources.workspace.section("cleaned_corpus"))
-    corpora = run.inputs["cleaned_corpus"]
+    cleaning = CleanConfig.from_dict(run.workspace.section("cleaned_corpus"))
+    corpora = run.folders("cleaned_corpus")
     summary = build_training_set(corpora, run.out, config, cleaning, run.root, default_workers())
     documents, left_out = summary["documents"], summary["left_out"]
     overlaps = summary["overlaps"]["eval_sets"]
