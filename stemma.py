@@ -1,4 +1,4 @@
-"""The other door: the command line. Every command is a thin word for what a room does."""
+"""The command line: each command calls one function of a package, imported when it is called."""
 
 from __future__ import annotations
 
@@ -12,24 +12,46 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from typer.core import TyperGroup
+
+from core.errors import ConfigError, MissingError, StemmaError, WorkspaceError
+from core.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent
-FAILED, DISAGREES, NOT_FOUND = 1, 2, 3  # exit codes beside 0
+FAILED, DISAGREES, NOT_FOUND, STOPPED = 1, 2, 3, 130  # exit codes beside 0
+
+
+class Commands(TyperGroup):
+    """Shows an error that the user can fix as one sentence and exit code 1; a bug keeps its traceback."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            console.print("\nStopped. Nothing half-written is left; the same command continues where it was.")
+            raise typer.Exit(STOPPED) from None
+        except (StemmaError, PermissionError) as error:
+            if os.environ.get("STEMMA_TRACEBACK"):
+                raise
+            console.print(f"[red]stemma:[/] {escape(str(error))}", soft_wrap=True)
+            raise typer.Exit(FAILED) from None
+
 
 app = typer.Typer(
     name="stemma",
+    cls=Commands,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     add_completion=False,
-    help="Grow a language model from web pages to an assistant, and prove where every part of it came from.\n\n"
-    "Exit codes: 0 well; 1 failed; 2 something disagrees (audit) or is out of date (status --check); "
+    help="Build a language model from web pages to an assistant, and prove where every part of it came from.\n\n"
+    "Exit codes: 0 success; 1 failure; 2 something disagrees (audit) or is out of date (status --check); "
     "3 not found (why).",
 )
 corpus_app = typer.Typer(no_args_is_help=True, help="Questions about a cleaned corpus.")
 app.add_typer(corpus_app, name="corpus")
-say = Console(stderr=True, highlight=False)  # what people read
-out = Console(highlight=False)  # what a program may read
+console = Console(stderr=True, highlight=False)  # messages to people
+out = Console(highlight=False)  # results, which a program may read
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of tables.")]
 Stages = Annotated[
@@ -39,18 +61,16 @@ Stages = Annotated[
 
 @app.command()
 def demo() -> None:
-    """Grow the demo's model, web pages to assistant, and print its numbers and its family tree.
+    """Build the demo's model, web pages to assistant, and print its numbers and its family tree.
 
-    About ten minutes on two cores the first time; seconds when nothing has changed.
+    Five minutes on two cores the first time; a second when nothing has changed.
     """
-    import definitions
+    from jobs.demo import print_demo
     from jobs.run import materialize
 
-    with _plain_errors():
-        made = materialize(definitions.defs, ROOT, None)
-        if not made:
-            say.print("[bold]Nothing to do:[/] every stage is up to date.\n")
-        _show_demo()
+    if not materialize(ROOT, None):
+        console.print("[bold]Nothing to do:[/] every stage is up to date.\n")
+    print_demo(ROOT, out)
 
 
 @app.command()
@@ -65,39 +85,62 @@ def materialize(
         ),
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="Lay params/NAME.yaml over params.yaml before starting.")
+        str | None, typer.Option(help="Merge params/NAME.yaml into params.yaml before starting.")
     ] = None,
     only: Annotated[bool, typer.Option("--only", help="Just these, not what they are made from.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Make them anew even if nothing changed.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Rebuild them even if nothing changed.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Make assets, and whatever they are made from that is out of date. Without names: everything.
+    """Build assets, and whatever they are made from that is out of date. Without names: everything.
 
-    Runs through Dagster, so the UI shows it; DVC records the versions in dvc.lock.
+    All settings are checked first. Runs through Dagster, so the UI shows it; DVC records the versions in dvc.lock.
     """
     from corpus.crawl_spec import parse_crawl
     from jobs.run import materialize as run
     from resources.workspace import Workspace
 
-    with _plain_errors():
-        workspace = Workspace(ROOT)
-        if preset:
-            for line in workspace.apply_preset(preset):
-                say.print(f"params.yaml  {line}")
-        for word in crawl or []:
-            workspace.set_crawl(*parse_crawl(word, ROOT))
-        import definitions  # reads params.yaml, so only now
+    workspace = Workspace(ROOT)
+    if preset:
+        for line in workspace.apply_preset(preset):
+            console.print(f"params.yaml  {line}")
+    for argument in crawl or []:
+        workspace.set_crawl(*parse_crawl(argument, ROOT))
+    made = run(ROOT, stages, only=only, force=force)
+    if as_json:
+        print(json.dumps(made))
+    elif not made:
+        console.print("Nothing to do: up to date.")
 
-        made = run(definitions.defs, ROOT, stages, only=only, force=force)
-        if as_json:
-            print(json.dumps(made))
-        elif not made:
-            say.print("Nothing to do: up to date.")
+
+@app.command()
+def generate(
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; fail if a file is out of date.")
+    ] = False,
+) -> None:
+    """Write the files that follow from the code: code.yaml, params.schema.json, docs/commands.md.
+
+    code.yaml names the version of the code that decides each stage; run this after changing code, and commit it.
+    """
+    from jobs.generate import generated_files
+
+    files = generated_files(ROOT, app)
+    stale = [path for path in files if not path.exists() or path.read_text("utf-8") != files[path]]
+    names = ", ".join(path.relative_to(ROOT).as_posix() for path in stale)
+    if check and stale:
+        raise WorkspaceError(
+            f"{names}: not what the code here gives. Update with 'stemma generate', and commit it."
+        )
+    for path in stale:
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, files[path])
+    if not check:
+        console.print(f"Written: {names}" if stale else "All generated files are up to date.")
 
 
 @app.command()
 def plan(
-    preset: Annotated[str | None, typer.Option(help="Lay params/NAME.yaml over params.yaml.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Merge params/NAME.yaml into params.yaml.")] = None,
     device: Annotated[str, typer.Option(help="H100, H200, B200, A100, L40S or RTX-4090.")] = "H100",
     devices: Annotated[int, typer.Option(help="How many of them.", min=1)] = 1,
     as_json: Json = False,
@@ -105,16 +148,16 @@ def plan(
     """What the base model of params.yaml would be, and what its training would take. Writes and trains nothing."""
     import dataclasses
 
-    from model.training.plan import plan as work_out
+    from model.training.plan import plan as estimate
+    from model.training.plan import print_plan
     from resources.workspace import Workspace
 
-    with _plain_errors():
-        params = Workspace(ROOT).params_with(preset)
-        found = work_out(params["base_model"], params["tokenizer"]["vocab_size"], device, devices)
+    params = Workspace(ROOT).params_with(preset)
+    found = estimate(params["base_model"], params["tokenizer"]["vocab_size"], device, devices)
     if as_json:
         print(json.dumps(dataclasses.asdict(found), indent=2))
     else:
-        out.print(_plan_table(found, device, devices))
+        print_plan(found, device, devices, out)
 
 
 @app.command()
@@ -125,14 +168,16 @@ def scaling(
     ),
 ) -> None:
     """Train small base models of several depths on the corpus as it stands, and draw the scaling law through them."""
+    from evals.scaling import print_scaling
     from jobs.scaling import scaling as train_all
     from resources.launch import TrainingLauncher
+    from resources.tracking import MlflowTracker
 
-    with _plain_errors():
-        wanted = [int(word) for word in depths.split(",")]
-        points, law = train_all(ROOT, TrainingLauncher(root=str(ROOT)), _tracker(), wanted, ROOT / out_dir)
-    out.print(_scaling_table(points, law))
-    out.print(f"bits per byte = {law.a:.3g} · FLOPs^-{law.b:.3f}; to look at: {out_dir}/scaling.png")
+    wanted = [int(depth) for depth in depths.split(",")]
+    tracker = MlflowTracker(ROOT)
+    points, law = train_all(ROOT, TrainingLauncher(root=str(ROOT)), tracker, wanted, ROOT / out_dir)
+    print_scaling(points, law, out)
+    out.print(f"plot: {out_dir}/scaling.png")
 
 
 @app.command()
@@ -141,16 +186,18 @@ def status(
     check: Annotated[bool, typer.Option("--check", help="Exit with 2 if anything is out of date.")] = False,
 ) -> None:
     """Every asset's version, whether it is up to date and why not, and its key numbers."""
-    import definitions
-    from jobs.run import status_rows
+    from jobs.status import chain_status, print_status
+    from resources.dvc_ledger import DvcLedger
+    from resources.settings_check import check_settings
 
-    with _plain_errors():
-        rows = status_rows(definitions.defs, ROOT)
+    ledger = DvcLedger(ROOT)
+    check_settings(ledger.chain, ledger.workspace.params())
+    rows = chain_status(ledger)
     if as_json:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps([row.as_row() for row in rows], indent=2))
     else:
-        out.print(_status_table(rows))
-    if check and any(row["state"] != "current" for row in rows):
+        print_status(rows, out)
+    if check and any(row.state != "current" for row in rows):
         raise typer.Exit(DISAGREES)
 
 
@@ -163,9 +210,8 @@ def up(
     from resources.dagster_home import dagster_home
     from resources.services import run_services
 
-    with _plain_errors():
-        dagster_home(ROOT)
-        run_services(ROOT, dagster_port=port, mlflow_port=mlflow_port)
+    dagster_home(ROOT)
+    run_services(ROOT, dagster_port=port, mlflow_port=mlflow_port)
 
 
 @app.command()
@@ -202,30 +248,29 @@ def clean(
     from corpus.report.summary import print_funnel
     from corpus.sources.warc_files import find_files
 
-    with _plain_errors():
-        if out_dir.exists() and any(out_dir.iterdir()):
-            raise ValueError(f"{out_dir} is not empty. Name a new folder, so that nothing is overwritten.")
-        pairs = [(name, path) for path, name in find_files(out_dir.name, files, Path.cwd())]
-        config = CleanConfig(
-            languages=tuple(word for word in languages.split(",") if word),
-            profile=profile,
-            record_values=all_values,
-            quality_model=quality_model,
-            quality_keep=quality_keep,
-        )
-        work = out_dir.parent / f".{out_dir.name}.work"  # finished units, found again if this is interrupted
-        stats = clean_crawl(
-            pairs,
-            out_dir,
-            work,
-            config,
-            crawl=out_dir.name,
-            workers=workers,
-            against=against or (),
-            engine=engine,
-        )
-        shutil.rmtree(work)
-        write_report(out_dir, dict(pairs), out_dir / "report.html")
+    if out_dir.exists() and any(out_dir.iterdir()):
+        raise ConfigError(f"{out_dir} is not empty. Name a new folder, so that nothing is overwritten.")
+    pairs = [(name, path) for path, name in find_files(out_dir.name, files, Path.cwd())]
+    config = CleanConfig(
+        languages=tuple(word for word in languages.split(",") if word),
+        profile=profile,
+        record_values=all_values,
+        quality_model=quality_model,
+        quality_keep=quality_keep,
+    )
+    work = out_dir.parent / f".{out_dir.name}.work"  # finished units, found again if this is interrupted
+    stats = clean_crawl(
+        pairs,
+        out_dir,
+        work,
+        config,
+        crawl=out_dir.name,
+        workers=workers,
+        against=against or (),
+        engine=engine,
+    )
+    shutil.rmtree(work)
+    write_report(out_dir, dict(pairs), out_dir / "report.html")
     if as_json:
         print((out_dir / "stats.json").read_text())
     else:
@@ -253,8 +298,7 @@ def train_classifier(
     """Train a quality classifier from examples of good text; cleaned_corpus.quality_model names it."""
     from corpus.train_classifier import train
 
-    with _plain_errors():
-        report = train(positives, corpus, out_file, seed=seed)
+    report = train(positives, corpus, out_file, seed=seed)
     if as_json:
         print(json.dumps(report, indent=1, ensure_ascii=False))
         return
@@ -282,17 +326,16 @@ def simulate(
     from corpus.rules.simulate import print_simulation
     from corpus.rules.simulate import simulate as ask
 
-    with _plain_errors():
-        try:
-            limit = None if threshold == "off" else float(threshold)
-        except ValueError:
-            raise ValueError(f"--threshold {threshold}: give a number, or 'off'.") from None
-        corpora = ROOT / "data" / "cleaned_corpus"
-        names = crawl or sorted(path.name for path in corpora.glob("*") if (path / "ledger").is_dir())
-        folders = [Path(name) if Path(name).is_dir() else corpora / name for name in names]
-        if not folders:
-            raise FileNotFoundError("No crawl is cleaned yet. Clean one: stemma materialize cleaned_corpus")
-        found = ask(folders, rule, limit, language, examples)
+    try:
+        limit = None if threshold == "off" else float(threshold)
+    except ValueError:
+        raise ConfigError(f"--threshold {threshold}: give a number, or 'off'.") from None
+    corpora = ROOT / "data" / "cleaned_corpus"
+    names = crawl or sorted(path.name for path in corpora.glob("*") if (path / "ledger").is_dir())
+    folders = [Path(name) if Path(name).is_dir() else corpora / name for name in names]
+    if not folders:
+        raise MissingError("No crawl is cleaned yet. Clean one: stemma materialize cleaned_corpus")
+    found = ask(folders, rule, limit, language, examples)
     if as_json:
         print(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
     else:
@@ -311,15 +354,16 @@ def chat(
     """Talk with a model of the chain. An empty line or Ctrl-D ends it."""
     from model.conversation import Conversation
 
-    with _plain_errors():
-        folder = Path(model) if Path(model).is_dir() else ROOT / "data" / model
-        if not (folder / "config.json").exists():
-            raise ValueError(f"{folder} holds no model. Make it first: stemma materialize {model}")
-        conversation = Conversation(folder, temperature=temperature, max_new_tokens=max_tokens)
+    folder = Path(model) if Path(model).is_dir() else ROOT / "data" / model
+    if not (folder / "config.json").exists():
+        raise MissingError(f"{folder} holds no model. Make it first: stemma materialize {model}")
+    conversation = Conversation(folder, temperature=temperature, max_new_tokens=max_tokens)
     if prompt is not None:
         print(conversation.ask(prompt))
         return
-    say.print(f"[dim]{folder.name}: a small model that knows little. It forgets nothing until you leave.[/]")
+    console.print(
+        f"[dim]{folder.name}: a small model that knows little. It forgets nothing until you leave.[/]"
+    )
     while True:
         try:
             question = input("you    > ").strip()
@@ -343,9 +387,9 @@ def audit(
     """
     from lineage.audit import audit as check
     from lineage.printing import print_tree
+    from resources.tracking import MlflowTracker
 
-    with _plain_errors():
-        report = check(ROOT, asset, find_runs=_tracker().find_runs)
+    report = check(ROOT, asset, find_runs=MlflowTracker(ROOT).find_runs)
     if as_json:
         print(report.to_json())
     else:
@@ -367,11 +411,10 @@ def why(
     from lineage.why import nearest, page_text
     from lineage.why import why as find
 
-    with _plain_errors():
-        rows = find(ROOT, url)
-        for row in rows if text else []:
-            row["text"] = page_text(ROOT, row)
-        near = [] if rows else nearest(ROOT, url)
+    rows = find(ROOT, url)
+    for row in rows if text else []:
+        row["text"] = page_text(ROOT, row)
+    near = [] if rows else nearest(ROOT, url)
     if as_json:
         print(json.dumps(rows, indent=2))
     else:
@@ -387,13 +430,12 @@ def corpus_report(
     """Draw what became of a crawl as one HTML page: the funnel, hosts, languages, twenty dropped pages a rule."""
     from corpus.report.html_page import report_of
 
-    with _plain_errors():
-        cleaned = ROOT / "data" / "cleaned_corpus"
-        names = [crawl] if crawl else sorted(path.parent.name for path in cleaned.glob("*/stats.json"))
-        if not names:
-            raise FileNotFoundError("No crawl is cleaned yet. Clean one: stemma materialize cleaned_corpus")
-        for name in names:
-            out.print(str(report_of(ROOT, name)), soft_wrap=True)
+    cleaned = ROOT / "data" / "cleaned_corpus"
+    names = [crawl] if crawl else sorted(path.parent.name for path in cleaned.glob("*/stats.json"))
+    if not names:
+        raise MissingError("No crawl is cleaned yet. Clean one: stemma materialize cleaned_corpus")
+    for name in names:
+        out.print(str(report_of(ROOT, name)), soft_wrap=True)
 
 
 @app.command()
@@ -401,9 +443,8 @@ def retire(crawl: Annotated[str, typer.Argument(help="The crawl's name in params
     """Take a crawl out of params.yaml and the workspace. Refuses unless DVC's cache holds its every byte."""
     from resources.dvc_ledger import DvcLedger
 
-    with _plain_errors():
-        for folder in DvcLedger(ROOT).retire_crawl(crawl):
-            say.print(f"{folder} left the workspace; its version stays in DVC's cache.")
+    for folder in DvcLedger(ROOT).retire_crawl(crawl):
+        console.print(f"{folder} left the workspace; its version stays in DVC's cache.")
 
 
 @app.command()
@@ -412,18 +453,18 @@ def sync() -> None:
     MLflow has not heard yet because its server was away."""
     from lineage.sync import sync as tell
     from resources.dagster_home import close_dead_runs, open_instance
+    from resources.tracking import MlflowTracker
 
-    with _plain_errors():
-        with open_instance(ROOT) as instance:
-            close_dead_runs(instance)
-            told = tell(ROOT, instance)
-        for line in told:
-            say.print(line)
-        reported = sum(": not reported" not in line for line in told)
-        sent, left = _tracker().replay()
-        say.print(
-            f"{reported} versions reported to Dagster; MLflow: {sent} entries sent, {left} still to send."
-        )
+    with open_instance(ROOT) as instance:
+        close_dead_runs(instance)
+        told = tell(ROOT, instance)
+    for line in told:
+        console.print(line)
+    reported = sum(": not reported" not in line for line in told)
+    sent, left = MlflowTracker(ROOT).replay()
+    console.print(
+        f"{reported} versions reported to Dagster; MLflow: {sent} entries sent, {left} still to send."
+    )
     if left or reported < len(told):
         raise typer.Exit(FAILED)
 
@@ -436,158 +477,6 @@ def main() -> None:
 
         block_pandas()
     app()
-
-
-class _plain_errors:
-    """Turn the errors that a user can mend into one sentence and exit code 1; let bugs keep their traceback."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        from jobs.run import StageFailed
-        from resources.workspace import WorkspaceError
-
-        if isinstance(error, KeyboardInterrupt):
-            say.print("\nStopped. Nothing half-written is left; the same command goes on where it was.")
-            raise typer.Exit(130)
-        if isinstance(error, StageFailed | WorkspaceError | ValueError | FileNotFoundError | PermissionError):
-            if os.environ.get("STEMMA_TRACEBACK"):
-                return
-            say.print(f"[red]stemma:[/] {error}", markup=True, soft_wrap=True)
-            raise typer.Exit(FAILED)
-
-
-def _plan_table(found: Any, device: str, devices: int) -> Any:
-    from rich.table import Table
-
-    from model.training.estimate import duration, size
-
-    shape, config, expected = found.shape, found.config, found.expected
-    memory = expected.memory
-    table = Table(show_header=False, box=None, padding=(0, 2))
-    for name, value in {
-        "model": f"{expected.parameters:,} parameters: {shape.n_layer} layers, {shape.d_model:,} wide, {shape.n_head} "
-        f"query and {shape.n_kv_head} key heads of {shape.head_dim}, vocabulary {shape.vocab_size:,}",
-        "training": f"{expected.tokens:,} tokens: {expected.steps:,} steps of {config.batch_tokens:,}; "
-        f"{config.optimizer}, rate {config.lr:.2g}, weight decay {config.weight_decay:.2g}",
-        "operations": f"{expected.flops:.2g} FLOPs, {expected.flops_per_token:.2g} a token",
-        "hardware": f"{devices} × {device}, ZeRO {config.zero_stage}, {config.micro_batches} micro-batches"
-        + (", activations computed twice" if config.activation_checkpointing else ""),
-        "memory": f"{size(memory.total)} a device: weights {size(memory.weights)}, gradients "
-        f"{size(memory.gradients)}, optimiser {size(memory.optimizer)}, step {size(memory.activations)}",
-        "time": f"{duration(expected.seconds)} at the usual share of the peak (45 %)",
-    }.items():
-        table.add_row(f"[bold]{name}[/]", value)
-    return table
-
-
-def _scaling_table(points: list[Any], law: Any) -> Any:
-    from rich.table import Table
-
-    table = Table("depth", "parameters", "tokens", "FLOPs", "bits per byte", "on the line", box=None)
-    for p in points:
-        row = (p.depth, f"{p.parameters:,}", f"{p.tokens:,}", f"{p.flops:.2g}", f"{p.bpb:.3f}")
-        table.add_row(*map(str, row), f"{law.at(p.flops):.3f}")
-    return table
-
-
-def _tracker() -> Any:
-    from resources.tracking import MlflowTracker
-
-    return MlflowTracker(root=str(ROOT))
-
-
-def _status_table(rows: list[dict[str, Any]]) -> Any:
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("asset", "version", "state", "numbers", "seconds"):
-        table.add_column(
-            column, justify="right" if column == "seconds" else "left", no_wrap=column in ("asset", "version")
-        )
-    colours = {"current": "green", "stale": "yellow", "missing": "red"}
-    for row in rows:
-        state = f"[{colours[row['state']]}]{row['state']}[/]"
-        if row["reasons"]:
-            state += f" [dim]({row['reasons'][0]})[/]"
-        numbers = ", ".join(f"{name} {_short(value)}" for name, value in list(row["numbers"].items())[:4])
-        seconds = "" if row["seconds"] is None else f"{row['seconds']:,.0f}"
-        table.add_row(row["stage"], (row["version"] or "")[:8], state, numbers, seconds)
-    return table
-
-
-def _short(value: Any) -> str:
-    return (
-        f"{value:,.4g}"
-        if isinstance(value, float)
-        else f"{value:,}"
-        if isinstance(value, int)
-        else str(value)
-    )
-
-
-def _show_demo() -> None:
-    import definitions
-    from jobs.run import status_rows
-    from lineage.printing import family_tree
-
-    out.rule("[bold]The stages")
-    out.print(_status_table(status_rows(definitions.defs, ROOT)))
-    report = ROOT / "data" / "eval_reports"
-    out.rule("[bold]The models, side by side")
-    out.print(_comparison(json.loads((report / "report.json").read_text())))
-    out.rule("[bold]Three conversations with the final model")
-    for kind, question, answer in _samples(report / "samples.jsonl"):
-        out.print(f"[dim]{kind}[/]\n[bold]you   [/] {escape(question)}\n[bold]stemma[/] {escape(answer)}\n")
-    out.rule("[bold]The family tree of the RL model")
-    out.print(family_tree(ROOT, "rl_model"))
-    out.rule("[bold]What next")
-    plots = ", ".join(str(p.relative_to(ROOT)) for p in sorted((report / "plots").glob("*.png")))
-    out.print(
-        f"plots                 {plots}\n"
-        "the report            data/eval_reports/report.md\n"
-        "what was dropped      reports/cleaned_corpus/sample.html\n"
-        "see it all            make ui\n"
-        "talk with it          .venv/bin/stemma chat\n"
-        "check the tree        .venv/bin/stemma audit rl_model\n"
-        "what became of a page .venv/bin/stemma why URL\n"
-        "your own pages        .venv/bin/stemma materialize --crawl mine='warcs/*.warc.gz'",
-        soft_wrap=True,
-    )
-
-
-def _comparison(report: dict[str, Any]) -> Any:
-    from rich.table import Table
-
-    table = Table(
-        box=None, header_style="bold", pad_edge=False, caption=escape(report["verdict"]["sentence"])
-    )
-    for column in ("", "base", "SFT", "RL"):
-        table.add_column(column, justify="right" if column else "left")
-    models = ("base", "SFT", "RL")
-    knowledge = report["knowledge"]
-    table.add_row("held-out bits per byte", *(f"{report['bits_per_byte'][m]:.3f}" for m in models))
-    table.add_row("held-out sums right", *(_percent(report["accuracy"][m]) for m in models))
-    table.add_row("known facts answered right", *(_percent(knowledge[m]["recall"]) for m in models))
-    table.add_row("unknown facts declined", *(_percent(knowledge[m]["refusal"]) for m in models))
-    return table
-
-
-def _percent(rate: dict[str, float]) -> str:
-    return (
-        f"{100 * rate['rate']:.0f} % \\[{100 * rate['low']:.0f}–{100 * rate['high']:.0f}]"
-        if rate["n"]
-        else "–"
-    )
-
-
-def _samples(path: Path) -> list[tuple[str, str, str]]:
-    """Return one conversation of the RL model about itself, one about a page, one sum."""
-    rows = [row for row in map(json.loads, path.read_text().splitlines()) if row["model"] == "RL"]
-    firsts = {row["kind"].split(" ")[0]: row for row in reversed(rows)}
-    wanted = [kind for kind in ("identity", "known", "sum", "unknown", "calculator") if kind in firsts][:3]
-    return [(firsts[k]["kind"], firsts[k]["question"], firsts[k]["answer"]) for k in wanted]
 
 
 if __name__ == "__main__":
