@@ -2,7 +2,7 @@
 
 The script (`python -m model.pretrain --config FILE.json`, under torchrun for several processes) uses nothing of
 Dagster but `dagster-pipes`. Notable:
-- it runs under `resources.supervisor`: when the step fails, is cancelled or killed, no process is left;
+- it runs under `resources.supervised`: when the step fails, is cancelled or killed, no process is left;
 - its output goes where ours goes: to the terminal (through a pseudo-terminal, so that progress bars work there)
   or to Dagster's compute log; the last lines are kept for the error message of a failure;
 - its result is returned as the Pipes message {"result": {...}}, or in the JSON file config["result"];
@@ -34,7 +34,7 @@ from pydantic import Field
 
 from core.errors import RunError
 from core.files import write_json
-from resources.supervisor import GRACE, Supervised
+from resources.supervised import GRACE, Supervised
 
 LAST_LINES = 20  # of the script's output, in the error message of a failure
 QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "DISABLE_TELEMETRY": "1"}

@@ -1,6 +1,6 @@
 """`stemma up`: the Dagster UI with its daemon, and the MLflow UI, on this machine only; all stopped at the end.
 
-Each service runs under `resources.supervisor`, so Ctrl-C, SIGTERM, or even a SIGKILL of this process leaves no process
+Each service runs under `resources.supervised`, so Ctrl-C, SIGTERM, or even a SIGKILL of this process leaves no process
 behind, not even a training that Dagster had started. `dagster dev` is webserver, daemon (schedules, sensors, run
 queue) and one code server that both share. Their output goes to log files; the terminal shows addresses.
 """
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import RunError
-from resources.supervisor import Supervised
+from resources.supervised import Supervised
 from resources.tracking import MlflowTracker
 
 HOST = "127.0.0.1"  # neither UI has authentication: they must not be reachable from outside

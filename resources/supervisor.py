@@ -1,17 +1,15 @@
-"""Runs a command so that none of its processes outlives this one: no trainer, no child of a wrapper, no orphan.
+"""The process between `resources.supervised` and the command that it runs: a script that imports nothing of ours.
 
-A small process (this file, run as a script) supervises the command:
-- it leads its own session, so that Ctrl-C in a terminal reaches only us and we decide what happens;
-- it detects our death in three ways (PR_SET_PDEATHSIG, the end of a socket, its parent's id), so a SIGKILL
-  of the Dagster step stops the training too;
+- It leads its own session, so that Ctrl-C in a terminal reaches only its parent, which decides what happens;
+- it detects its parent's death in three ways (PR_SET_PDEATHSIG, the end of a socket, its parent's id), so a SIGKILL
+  of a Dagster step stops the training too;
 - it is a child subreaper: descendants that lose their parent, or start their own session, become its
   children instead of init's, so it always sees the whole tree;
 - to stop, it sends SIGTERM to all descendants, waits the grace period, then sends SIGKILL until none is left;
-- when the command itself ends or is killed, the processes that it leaves behind are stopped in the same way.
-If the supervisor itself is killed, its command dies by PDEATHSIG and we kill the rest, found by a marker that
-every descendant carries in its environment. All of this needs Linux; elsewhere (macOS) the socket, the
-parent's id and the process tree remain. Sources: prctl(2), and issues of `PipesSubprocessClient`, which sends
-one SIGINT and never kills.
+- when the command itself ends or is killed, the processes that it leaves behind are stopped in the same way;
+- when the supervisor is killed, the command dies by PDEATHSIG.
+All of this needs Linux; elsewhere (macOS) the socket, the parent's id and the process tree remain. Sources: prctl(2),
+and issues of `PipesSubprocessClient`, which sends one SIGINT and never kills.
 """
 
 from __future__ import annotations
@@ -25,193 +23,12 @@ import socket
 import subprocess
 import sys
 import time
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from collections.abc import Iterator
 
-if TYPE_CHECKING:
-    import psutil
+import psutil
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h, since Linux 3.4
-MARKER = "STEMMA_SUPERVISED"  # environment variable that marks all processes of one command
-GRACE = 10.0  # seconds between SIGTERM and SIGKILL: enough for a trainer to finish its step
-KILL_LIMIT = 30.0  # seconds to repeat SIGKILL; only a process stuck in the kernel outlasts them
-
-
-class _Report(TypedDict, total=False):
-    """What the supervisor sends to us, one JSON object a line."""
-
-    pid: int  # of the command
-    returncode: int  # of the command; -n when signal n ended it
-
-
-class Supervised:
-    """A command running under a supervisor, with the few methods of `subprocess.Popen` that are needed.
-
-    Use it as a context manager: leaving the block, by whatever exception, stops the whole tree first.
-    The thread that creates it must outlive it: for PR_SET_PDEATHSIG the parent is the thread, not the process.
-    """
-
-    def __init__(
-        self,
-        command: Sequence[str],
-        *,
-        cwd: str | Path | None = None,
-        env: Mapping[str, str] | None = None,
-        stdin: int | None = subprocess.DEVNULL,
-        stdout: int | None = None,
-        stderr: int | None = None,
-        grace: float = GRACE,
-    ) -> None:
-        """Start `command` in `cwd` with `env` (None: ours); `grace` is seconds from SIGTERM to SIGKILL."""
-        self.command = list(command)
-        self.marker = uuid.uuid4().hex
-        self.returncode: int | None = None  # of the command; -n when signal n ended it
-        self._grace = grace
-        ours, theirs = socket.socketpair()
-        argv = [sys.executable, "-P", str(Path(__file__).resolve())]
-        argv += [str(theirs.fileno()), str(os.getpid()), str(grace), "--", *self.command]
-        try:
-            self._supervisor = subprocess.Popen(
-                argv,
-                cwd=cwd,
-                env={**(os.environ if env is None else env), MARKER: self.marker},
-                stdin=stdin,
-                stdout=stdout,
-                stderr=stderr,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,
-            )
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        self._socket = ours
-        self._received = b""
-        self._pid: int | None = None
-
-    def __enter__(self) -> Supervised:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    @property
-    def supervisor_pid(self) -> int:
-        return self._supervisor.pid
-
-    @property
-    def pid(self) -> int | None:
-        """Process id of the command itself, None while it has not started (waits up to 10 s for it)."""
-        deadline = time.monotonic() + 10
-        while self._pid is None and time.monotonic() < deadline and self._receive(0.1):
-            pass
-        return self._pid
-
-    def wait(self, timeout: float | None = None) -> int:
-        """Wait until the command and all its descendants have ended; returns the command's return code.
-
-        127 means that it could not be started (the reason is on its stderr). Raises subprocess.TimeoutExpired
-        after `timeout` seconds.
-        """
-        if self.returncode is None:
-            try:
-                code = self._supervisor.wait(timeout)
-            except subprocess.TimeoutExpired as error:
-                raise subprocess.TimeoutExpired(self.command, error.timeout) from None
-            while self._receive(0):
-                pass
-            self._socket.close()
-            report = self._report()
-            if "returncode" not in report:  # the supervisor was killed or crashed
-                _kill_marked(self.marker)
-            self.returncode = report.get("returncode", code if code else -signal.SIGKILL)
-        return self.returncode
-
-    def poll(self) -> int | None:
-        """The command's return code if it and its whole tree have ended, else None. Does not wait."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return self.wait(0)
-        return None
-
-    def stop(self) -> int:
-        """SIGTERM to the whole tree, the grace period, SIGKILL to the rest. Returns when no process is left.
-
-        An interrupt meanwhile (a second Ctrl-C) ends the grace period at once and is raised when the tree has ended.
-        """
-        if self.returncode is None:
-            self._request_stop()
-            try:
-                return self.wait(self._grace + KILL_LIMIT + 5)
-            except subprocess.TimeoutExpired:
-                self._supervisor.kill()
-                return self.wait()
-            except BaseException:
-                self._request_stop()  # at a second request, the supervisor kills at once
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self.wait(KILL_LIMIT)
-                raise
-        return self.returncode
-
-    def _request_stop(self) -> None:
-        with contextlib.suppress(OSError):
-            self._socket.send(b"s")
-
-    def _receive(self, timeout: float) -> bool:
-        """Read what the supervisor sends within `timeout` seconds; False if it ended or sent nothing."""
-        if self._socket.fileno() < 0 or not select.select([self._socket], [], [], timeout)[0]:
-            return timeout > 0 and self._supervisor.poll() is None
-        try:
-            received = self._socket.recv(65536)
-        except ConnectionError:
-            return False
-        self._received += received
-        self._pid = self._report().get("pid")
-        return bool(received)
-
-    def _report(self) -> _Report:
-        report: _Report = {}
-        for line in self._received.split(b"\n")[:-1]:
-            report |= json.loads(line)
-        return report
-
-
-def _kill_marked(marker: str) -> None:
-    """SIGKILL every process that carries our marker in its environment, until none is left."""
-    import psutil
-
-    wanted = f"{MARKER}={marker}"
-    deadline = time.monotonic() + KILL_LIMIT
-    while time.monotonic() < deadline:
-        found = [p for p in psutil.process_iter() if p.pid != os.getpid() and _carries(p, wanted)]
-        if not found:
-            return
-        _signal_all(found, signal.SIGKILL)
-        psutil.wait_procs(found, timeout=0.2)
-
-
-def _carries(process: psutil.Process, wanted: str) -> bool:
-    import psutil
-
-    try:
-        key, value = wanted.split("=", 1)
-        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(key) == value
-    except (psutil.Error, OSError):
-        return False  # it ended meanwhile, or is another user's
-
-
-def _signal_all(processes: list[psutil.Process], number: int) -> None:
-    import psutil
-
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            process.send_signal(number)  # psutil refuses if the id now belongs to another process
-
-
-# ---- below: the supervisor process itself ----
 
 
 def _prctl(option: int, value: int) -> None:
@@ -225,11 +42,9 @@ def _prctl(option: int, value: int) -> None:
 class _Supervisor:
     """Runs one command; stops its tree when asked to, or when the process that started us (`parent`) ends."""
 
-    def __init__(self, channel: socket.socket, parent: int, grace: float) -> None:
-        import psutil  # noqa: F401 (now, not when processes have to be stopped, perhaps without a free descriptor)
-
+    def __init__(self, channel: socket.socket, parent: int, grace: float, kill_limit: float) -> None:
         self.channel: socket.socket | None = channel
-        self.parent, self.grace = parent, grace
+        self.parent, self.grace, self.kill_limit = parent, grace, kill_limit
         self.stop_requests = 0
         self.child: subprocess.Popen[bytes] | None = None
         self.status: int | None = None  # return code of the command once it ended
@@ -248,7 +63,7 @@ class _Supervisor:
     def _on_signal(self, *_: object) -> None:
         self.stop_requests += 1
 
-    def send(self, report: _Report) -> None:
+    def send(self, report: dict[str, int]) -> None:
         if self.channel is not None:
             with contextlib.suppress(OSError):  # the other end is closed
                 self.channel.send(json.dumps(report).encode() + b"\n")
@@ -304,16 +119,20 @@ class _Supervisor:
             _signal_all(new, signal.SIGCONT)  # a stopped process receives SIGTERM only when it continues
             signalled.update(new)
             self._wait_for_event(0.05)
-        deadline = time.monotonic() + KILL_LIMIT
+        deadline = time.monotonic() + self.kill_limit
         while (left := _descendants()) and time.monotonic() < deadline:
             _signal_all(left, signal.SIGKILL)
             self._wait_for_event(0.02)
 
 
+def _signal_all(processes: list[psutil.Process], number: int) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(number)  # psutil refuses if the id now belongs to another process
+
+
 def _descendants() -> list[psutil.Process]:
     """All live descendants; zombies are reaped elsewhere."""
-    import psutil
-
     live = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
@@ -349,12 +168,13 @@ def _spawn(command: list[str]) -> subprocess.Popen[bytes]:
 
 
 def main(argv: list[str]) -> int:
-    """`supervisor.py SOCKET_FD PARENT_PID GRACE_SECONDS -- COMMAND…`"""
-    descriptor, parent, grace, dashes, *command = argv
+    """`supervisor.py SOCKET_FD PARENT_PID GRACE_SECONDS KILL_SECONDS -- COMMAND…`"""
+    descriptor, parent, grace, kill_limit, dashes, *command = argv
     if dashes != "--" or not command:
         print(main.__doc__, file=sys.stderr)
         return 2
-    return _Supervisor(socket.socket(fileno=int(descriptor)), int(parent), float(grace)).run(command)
+    channel = socket.socket(fileno=int(descriptor))
+    return _Supervisor(channel, int(parent), float(grace), float(kill_limit)).run(command)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from processes import alive
 
-from resources.supervisor import Supervised
+from resources.supervised import Supervised
 
 # A trainer that is hard to kill: it ignores SIGTERM and SIGINT, has a child in its own session, and an orphan
 # whose parent has already ended. Each writes its process id into the folder given to it.
@@ -160,7 +160,7 @@ def test_a_stopped_process_is_removed_too(tmp_path):
 
 STEP = textwrap.dedent("""
     import sys
-    from resources.supervisor import Supervised
+    from resources.supervised import Supervised
     with Supervised([sys.executable, sys.argv[1] + "/stubborn.py", sys.argv[1]], grace=0.3) as running:
         running.wait()
 """)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from resources.spool import Entry, entries
-from resources.supervisor import Supervised
+from resources.supervised import Supervised
 from resources.tracking import MlflowTracker
 
 CORPUS = "0123456789abcdef0123456789abcdef.dir"  # a DVC version: 36 characters, MLflow's limit
