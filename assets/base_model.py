@@ -1,4 +1,4 @@
-"""The language model before it is anybody's assistant."""
+"""The base model: pretrained to predict the corpus, before any tuning."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from assets.training import NOT_CONTAMINATED, TRAINED, overlap_check, training_e
 def base_model(run: StageRun) -> Evidence:
     """Qwen3's architecture, trained by DeepSpeed ZeRO in a supervised process of its own.
 
-    `tokens/` holds the shards and an index that says which page stands where; `curve.jsonl` the training curve.
+    `tokens/` holds the shards and an index of which page is where; `curve.jsonl` is the training curve.
     """
     from model.data.loader import TokenData
     from model.tokenizer import load_tokenizer

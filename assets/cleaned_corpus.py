@@ -1,4 +1,4 @@
-"""The documents worth training on, and what became of every other record."""
+"""The documents worth training on, and what happened to every other record."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def cleaned_corpus(run: StageRun) -> Evidence:
         for row in batch.to_pylist()
         if find_pii(row["text"], config.remove_pii, row["language"], row["host"])
     ]
-    dropped_pages, report = _pages_to_look_at(run, sources)
+    dropped_pages, report = _sample_pages(run, sources)
     return Evidence(
         numbers={**counts, "words": stats.words, "bytes": stats.bytes},
         plot=plot_funnel(stats),
@@ -74,9 +74,9 @@ def cleaned_corpus(run: StageRun) -> Evidence:
     )
 
 
-def _pages_to_look_at(run: StageRun, sources: dict[str, str]) -> tuple[str, str]:
-    """The drawn pages as Markdown, and the path of the HTML report. That it cannot be drawn is no reason to throw
-    a corpus away."""
+def _sample_pages(run: StageRun, sources: dict[str, str]) -> tuple[str, str]:
+    """The sampled pages as Markdown, and the path of the HTML report. A report that cannot be written is a warning: the
+    corpus is good without it."""
     from corpus.report.html_page import REPORTS, write_report
     from corpus.report.samples import draw
     from corpus.report.summary import samples_markdown
@@ -86,7 +86,7 @@ def _pages_to_look_at(run: StageRun, sources: dict[str, str]) -> tuple[str, str]
         write_report(run.out, sources, run.root / path, drawn=drawn)
     except (OSError, RuntimeError) as error:
         run.context.log.warning(
-            "%s was not drawn: %s Mend that and ask for it with: stemma corpus report %s",
+            "%s was not written: %s Fix that and write it with: stemma corpus report %s",
             path,
             error,
             run.partition,

@@ -17,7 +17,7 @@ from assets.stage import Evidence, StageRun, stage
     pool="gpu",
 )
 def eval_reports(run: StageRun) -> Evidence:
-    """Base, SFT and RL model side by side: bits per byte beside honest baselines, accuracy, refusals, samples."""
+    """Base, SFT and RL model side by side: bits per byte beside baselines, accuracy, refusals, samples."""
     result = run.launch("evals.report")
     overlap = json.loads((run.out / "report.json").read_text())["contamination"]
     leaked = {name: n for name, n in overlap.items() if name.endswith("_in_training")}

@@ -1,6 +1,6 @@
 """What happens when a stage is materialised, always in this order, around the body that its asset file has.
 
-Take the stage's lock; re-use the version if inputs, code and parameters are as recorded; make the new version in a work
+Take the stage's lock; reuse the version if inputs, code and parameters are as recorded; build the new version in a work
 folder; check it; publish it by rename; let DVC commit it; write its provenance; tell Dagster and MLflow. A step killed
 anywhere in between leaves the old version or the new one, and a re-run ends with the same bytes.
 """
@@ -102,7 +102,7 @@ class Materialization:
             if not (self.ledger.root / upstream.out).exists():
                 raise dg.Failure(
                     f"{self.name} needs {upstream.out}, which is not there. "
-                    f"Make it first: stemma materialize {upstream.name}"
+                    f"Build it first: stemma materialize {upstream.name}"
                 )
             found, recorded = self.ledger.hash_out(upstream.name), self.ledger.recorded(upstream.name)
             if found != recorded and not self.ledger.inside_repro():
@@ -184,7 +184,7 @@ class Materialization:
         if failed:
             notes = "; ".join(f"{c}: {evidence.check_notes.get(c, self.stage.checks[c])}" for c in failed)
             raise dg.Failure(
-                f"{self.name}: not published, because a check failed ({notes}). The version before stands."
+                f"{self.name}: not published, because a check failed ({notes}). The previous version stays."
             )
 
     # -- the version that is there ------------------------------------------------------------------
@@ -193,8 +193,10 @@ class Materialization:
         """Report that the recorded version is current: inputs, code and parameters have not changed."""
         if not statement_path(self.ledger.root, self.name, version).exists():  # killed after the commit
             self._write_statement(version)
-        self.context.log.info("Unchanged: version %s is used again. Set 'force' to rebuild it.", version)
-        for check in self.stage.checks:  # they passed when this version was made, or it were not published
+        self.context.log.info("Unchanged: version %s is reused. Set 'force' to rebuild it.", version)
+        for check in (
+            self.stage.checks
+        ):  # they passed when this version was built, or it would not have been published
             yield dg.AssetCheckResult(
                 asset_key=self.stage.name,
                 check_name=check,

@@ -1,4 +1,4 @@
-"""Small pictures for the asset pages: PNG bytes, drawn without a display, light enough to live in an event."""
+"""Small pictures for the asset pages: PNG bytes, drawn without a display, small enough to be stored in an event."""
 
 from __future__ import annotations
 

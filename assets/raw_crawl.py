@@ -1,4 +1,4 @@
-"""The crawl as it came."""
+"""The crawl as it was fetched."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from assets.stage import Evidence, StageRun, stage
 def raw_crawl(run: StageRun) -> Evidence:
     """A source of params.yaml's `crawls`: the sample web, WARC files by glob, Common Crawl, URLs, or text datasets.
 
-    Files that lie elsewhere are not copied: the manifest names each with its size, SHA-256 and number of records.
-    What was asked for and could not be had stands in `fetch-log.jsonl` with the reason.
+    Files that are elsewhere are not copied: the manifest names each with its size, SHA-256 and number of records.
+    What could not be fetched is listed in `fetch-log.jsonl` with the reason.
     """
     from corpus.crawl import build_crawl, not_fetched
     from corpus.manifest import read_manifest

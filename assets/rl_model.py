@@ -1,4 +1,4 @@
-"""The assistant, rewarded for what can be verified."""
+"""The assistant after reinforcement learning with verifiable rewards."""
 
 from __future__ import annotations
 

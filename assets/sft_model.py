@@ -1,4 +1,4 @@
-"""The assistant."""
+"""The assistant: the base model after supervised fine-tuning."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from assets.training import NOT_CONTAMINATED, TRAINED, overlap_check, training_e
     pool="gpu",
 )
 def sft_model(run: StageRun) -> Evidence:
-    """First the base model is asked what it knows; then it is tuned on conversations made to fit.
+    """First the base model is asked what it knows; then it is tuned on conversations made accordingly.
 
     `conversations/` holds them, each with the record_id of the page that it came from.
     """

@@ -1,4 +1,4 @@
-"""What the three trained models show alike: their numbers, their curve, and that training was sound."""
+"""What the three trained models have in common: their numbers, their curve, and the checks of the training."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def training_evidence(result: Mapping[str, Any], run: StageRun, first: Sequence[
 
 
 def _show_in_mlflow(run: StageRun, evidence: Evidence) -> None:
-    """Add the picture of the training, and what the model wrote on the way, to the MLflow run's artifacts."""
+    """Add the picture of the training, and what the model wrote meanwhile, to the MLflow run's artifacts."""
     picture = run.work / "training.png"
     picture.write_bytes(evidence.plot)
     run.tracked.log_artifact(picture)
@@ -45,7 +45,7 @@ def _show_in_mlflow(run: StageRun, evidence: Evidence) -> None:
 
 
 def overlap_check(evidence: Evidence, run: StageRun, texts: Iterable[tuple[str, str]]) -> Evidence:
-    """Add the check that no (name, text) of what was trained on gives an evaluation away."""
+    """Add the check that no (name, text) that was trained on overlaps with an evaluation set."""
     from core.settings import read_settings
     from evals.contamination import describe_overlaps
     from evals.decontamination_config import DecontaminationConfig

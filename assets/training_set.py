@@ -17,9 +17,9 @@ from assets.stage import Evidence, StageRun, stage
 def training_set(run: StageRun) -> Evidence:
     """Looks at all crawls together, which cleaning, one crawl at a time, cannot.
 
-    Left out are pages that an older crawl has already (crawls in the order of their names), and pages that would give
-    an evaluation away. `ledger/` lists them, each with the reason; `matches.parquet` says which document covers which
-    example of which evaluation set; `examples.parquet` is everything that was searched for.
+    Left out are pages that an older crawl already has (crawls in the order of their names), and pages that overlap
+    with an evaluation set. `ledger/` lists them, each with the reason; `matches.parquet` says which document covers
+    which example of which evaluation set; `examples.parquet` is everything that was searched for.
     """
     from core.settings import read_settings
     from corpus.config import CleanConfig

@@ -1,1 +1,1 @@
-"""When assets are made: jobs and schedules."""
+"""When assets are built: jobs and the schedule, and what a terminal asks of the chain."""

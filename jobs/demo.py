@@ -1,4 +1,4 @@
-"""What `stemma demo` prints when the chain stands: its stages, its models side by side, its family tree."""
+"""What `stemma demo` prints when the chain is built: its stages, its models side by side, its family tree."""
 
 from __future__ import annotations
 

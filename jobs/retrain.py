@@ -1,6 +1,6 @@
-"""When the chain runs by itself: a job for the corpus, a job for everything grown from it, a weekly schedule.
+"""When the chain runs by itself: a job for the corpus, a job for everything built from it, a weekly schedule.
 
-A stage whose inputs, code and parameters have not changed re-uses its version, so an idle week costs seconds.
+A stage whose inputs, code and parameters have not changed reuses its version, so a week without changes costs seconds.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ def refresh_corpus(partitions: dg.PartitionsDefinition) -> dg.UnresolvedAssetJob
 
 
 def retrain() -> dg.UnresolvedAssetJobDefinition:
-    """The job that grows every model anew from the corpus as it stands."""
+    """The job that rebuilds every model from the present corpus."""
     return dg.define_asset_job(
         "retrain",
         selection=list(MODELS),
-        description="Training set, tokenizer, base, SFT and RL model, and their reports, from the corpus as it stands. "
-        "Stages whose inputs have not changed re-use their versions.",
+        description="Training set, tokenizer, base, SFT and RL model, and their reports, from the present corpus. "
+        "Stages whose inputs have not changed reuse their versions.",
     )
 
 
 def weekly_retrain(job: dg.UnresolvedAssetJobDefinition) -> dg.ScheduleDefinition:
-    """Retrain in the night to Monday, 03:00 UTC, while the UI's daemon is up."""
+    """Retrain every Monday at 03:00 UTC, while Dagster's daemon runs (`stemma up`)."""
     return dg.ScheduleDefinition(
         name="weekly_retrain",
         job=job,
         cron_schedule="0 3 * * 1",
         execution_timezone="UTC",
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Retrains on the newest corpus once a week; costs seconds when nothing changed.",
+        description="Retrains on the present corpus once a week; costs seconds when nothing has changed.",
     )

@@ -1,4 +1,4 @@
-"""A scaling law of one's own corpus: a few small base models, each a run in MLflow, and the line through them."""
+"""The scaling law of a corpus: a few small base models, each a run in MLflow, and the power law fitted to them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from core.errors import MissingError
 from core.hashing import text_sha256
 from evals.scaling import Law, Point, draw, fit
 
-LEFT_TO_THE_DIAL = {
+# Settings that follow from the depth (model/training/scaling_recipe.py), whatever params.yaml says.
+FROM_DEPTH = {
     "steps": 0,
     "tokens": 0,
     "epochs": 0.0,
@@ -24,11 +26,11 @@ LEFT_TO_THE_DIAL = {
 def scaling(
     root: Path, launcher: Any, tracker: Any, depths: Sequence[int], out: Path
 ) -> tuple[list[Point], Law]:
-    """Train a base model of each depth on the corpus as it stands, the dial deciding all but what is in common.
+    """Train a base model of each depth on the present corpus; what does not follow from the depth is the same for all.
 
     Writes out/scaling.json and out/scaling.png, and each model into a folder that is named by its depth and by what
-    decides it (code, settings, versions of the data), where it is found again. Raises FileNotFoundError where corpus
-    or tokenizer is missing.
+    decides it (code, settings, versions of the data), where it is found again. Raises MissingError where corpus or
+    tokenizer is missing.
     """
     from resources.dvc_ledger import DvcLedger
     from resources.workspace import Workspace
@@ -56,8 +58,8 @@ def _inputs(root: Path, params: Mapping[str, Any]) -> dict[str, Any]:
     }
     for path in [*found["cleaned_corpus"], found["tokenizer"], found["training_set"]]:
         if not Path(path).exists():
-            raise FileNotFoundError(
-                f"{path} is missing. Make what the models are trained on: stemma materialize tokenizer training_set"
+            raise MissingError(
+                f"{path} is missing. Build what the models are trained on: stemma materialize tokenizer training_set"
             )
     return found
 
@@ -74,7 +76,7 @@ def _train(
     from model.training.pretrain_config import SHAPE_SETTINGS
 
     kept = {name: value for name, value in section.items() if name not in SHAPE_SETTINGS}
-    settings = {**kept, **LEFT_TO_THE_DIAL, "upsample": {}, "depth": depth}
+    settings = {**kept, **FROM_DEPTH, "upsample": {}, "depth": depth}
     key = text_sha256(json.dumps(origins | {"settings": settings}, sort_keys=True))[:8]
     folder, work = out / f"depth-{depth}-{key}", out / f"work-{depth}-{key}"
     if not (folder / "summary.json").is_file():
