@@ -1,4 +1,4 @@
-# What is done with Stemma, by name. Needs Python 3.11 or 3.12 with pip, and make.
+# The tasks of this project by name. Needs Python 3.11 or 3.12 with pip, and make.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 BIN := .venv/bin
@@ -14,7 +14,7 @@ setup: .venv/.ready ## install everything into .venv
 .venv/.ready: pyproject.toml constraints.txt setup.sh
 	@PYTHON="$(PYTHON)" sh setup.sh
 
-demo: setup ## train a small model, web pages to aligned assistant, and print its family tree
+demo: setup ## train a small model, from web pages to assistant, and print its family tree
 	@$(BIN)/stemma demo
 
 test: setup ## check style, run the tests: what CI runs

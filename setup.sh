@@ -1,5 +1,5 @@
 #!/bin/sh
-# Install everything into .venv. Called by `make setup`; may be run again, and continues where it stopped.
+# Install everything into .venv. Called by `make setup`; it can be run again, and continues where it stopped.
 set -eu
 log() { printf '%s\n' "$*" >&2; }
 die() { log "setup: $*"; exit 1; }

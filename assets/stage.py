@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class Evidence:
-    """What a stage shows for itself: numbers, plots (PNG bytes) and Markdown tables by title, checks by name.
+    """What a stage reports about its result: numbers, plots (PNG bytes) and Markdown tables by title, checks by name.
 
-    `files` are named with their paths (relative to the project) and stand outside the version.
+    `files` are named with their paths (relative to the project) and are not part of the version.
     """
 
     numbers: dict[str, Any] = field(default_factory=dict)

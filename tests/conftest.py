@@ -1,4 +1,4 @@
-"""What every test may ask for: the real data beside the checkout, and copies of the project to work in."""
+"""Fixtures of all tests: the real data beside the checkout, and copies of the project to work in."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two workers on two cores must not spin for each other
-# A shell ignores interrupts for what it starts in the background, and every process below would too.
+# A shell makes what it starts in the background ignore interrupts; processes started by the tests would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -32,7 +32,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real crawl, instruction and eval data that stands outside the project; the test skips without it."""
+    """Real crawl, instruction and eval data beside the project; without it the test is skipped."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip("the shared real data is not on this machine")
@@ -41,7 +41,7 @@ def shared_data() -> Path:
 
 @dataclass(frozen=True)
 class Project:
-    """A copy of the project in a folder of its own, driven as a user drives it: by its commands."""
+    """A copy of the project in a folder of its own, used as a user does: by its commands."""
 
     root: Path
 
@@ -57,7 +57,7 @@ class Project:
         )
 
     def run(self, *command: str, code: int | None = 0) -> subprocess.CompletedProcess:
-        """Run a command in the project's folder and hold it to its exit code."""
+        """Run a command in the project's folder and check its exit code."""
         done = subprocess.run(command, cwd=self.root, env=self.environment, text=True, capture_output=True)
         assert code is None or done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
         return done
@@ -67,7 +67,7 @@ class Project:
 
 
 def copy_project(to: Path, preset: str = "tiny") -> Project:
-    """Copy the files of the project (not its data) to a git repository of their own, at the smallest size."""
+    """Copy the files of the project (not its data) to a git repository of their own, with the settings of a preset."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -94,13 +94,13 @@ def copy_project(to: Path, preset: str = "tiny") -> Project:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    """A fresh copy of the project, nothing made yet."""
+    """A fresh copy of the project, nothing built yet."""
     return copy_project(tmp_path / "project")
 
 
 @pytest.fixture(scope="session")
-def grown(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The whole chain grown once at its smallest size. Tests that change it put it back."""
-    project = copy_project(tmp_path_factory.mktemp("grown") / "project")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The whole chain, built once at its smallest size. Tests that change it restore it."""
+    project = copy_project(tmp_path_factory.mktemp("built") / "project")
     project.stemma("materialize")
     return project

@@ -1,6 +1,6 @@
-"""A small chain in a git repository of its own: the stages of the real one, each made in a moment.
+"""A small chain in a git repository of its own: the stages of the real one, each built in a moment.
 
-`make(root, stage)` makes a stage as the assets do (lock, work folder, publish, commit); a stage's bytes are a
+`make(root, stage)` builds a stage as the assets do (lock, work folder, publish, commit); a stage's bytes are a
 function of its inputs, code and parameters. `dvc repro` calls the same script.
 """
 
@@ -52,7 +52,7 @@ stages:
 """
 
 PARAMS_YAML = """\
-# The knobs.
+# The settings.
 crawls:
   sample: # a small web
     source: sample
@@ -80,7 +80,7 @@ make(Path(__file__).resolve().parent, sys.argv[1])
 
 
 def sh(root: Path, *command: str) -> str:
-    """Run a command in a project; its standard output. Fails the test with what it said if it fails."""
+    """Run a command in a project; return its standard output. Where it fails, the test fails with its output."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("DAGSTER", "DVC"))}
     env |= {"DVC_NO_ANALYTICS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=env)
@@ -89,7 +89,7 @@ def sh(root: Path, *command: str) -> str:
 
 
 def make(root: Path, name: str) -> str:
-    """Make a stage as an asset does; its version."""
+    """Build a stage as an asset does; return its version."""
     ledger = DvcLedger(root)
     stage, workspace = ledger.chain.stage(name), ledger.workspace
     with workspace.lock(name):
@@ -126,7 +126,7 @@ def _write_crawl(out: Path, content: bytes) -> None:
 
 
 def build_chain(root: Path) -> Path:
-    """Lay out the small project, committed to git, nothing made yet."""
+    """Write the small project, committed to git, nothing built yet."""
     (root / "code").mkdir(parents=True)
     for name in ("crawl", "clean", "train"):
         (root / "code" / f"{name}.py").write_text(f'"""{name}"""\n')
@@ -148,7 +148,7 @@ def build_chain(root: Path) -> Path:
 
 @pytest.fixture
 def chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small project of four stages, nothing made yet."""
+    """A small project of four stages, nothing built yet."""
     for name in ("DVC_STAGE", "DVC_ROOT", "DAGSTER_HOME"):
         monkeypatch.delenv(name, raising=False)
     return build_chain(tmp_path / "project")

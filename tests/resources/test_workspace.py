@@ -21,7 +21,7 @@ from core.errors import WorkspaceError
 from resources.workspace import Workspace
 
 PARAMS = """\
-# The knobs.
+# The settings.
 crawls:
   sample: # a small web
     source: sample
@@ -125,7 +125,7 @@ def test_a_preset_is_laid_over_and_says_what_it_changed(workspace):
         "lr": 1e-3,
     }
     assert (
-        "# The knobs." in workspace.params_file.read_text() and "# small" in workspace.params_file.read_text()
+        "# The settings." in workspace.params_file.read_text() and "# small" in workspace.params_file.read_text()
     )
     assert workspace.apply_preset("tiny") == []
     with pytest.raises(WorkspaceError, match=r"no preset 'huge' .* There are: tiny"):
@@ -278,7 +278,7 @@ def test_a_full_disk_is_a_sentence(workspace):
     ):
         file.write(b"x")
     with pytest.raises(OSError, match="hang up"), workspace.plain_errors("base_model"):
-        raise OSError(errno.EPIPE, "hang up")  # what the user cannot mend stays as it is
+        raise OSError(errno.EPIPE, "hang up")  # what the user cannot fix stays as it is
 
 
 def test_too_little_space_is_said_before_the_work_begins(workspace):
