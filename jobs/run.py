@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,13 +26,19 @@ class StageFailed(RunError):
 
 
 def materialize(
-    root: Path, names: Sequence[str] | None, *, only: bool = False, force: bool = False
+    root: Path,
+    names: Sequence[str] | None,
+    define: Callable[[Path], dg.Definitions],
+    *,
+    only: bool = False,
+    force: bool = False,
 ) -> list[dict[str, str | None]]:
     """Bring stages up to date, and unless `only` what they are made from; return what was built, with versions.
 
     All settings and code.yaml are checked first. One Dagster run a crawl for the corpus, then one for everything that
-    is not partitioned; Dagster is imported only where something is to be built. Raises StageFailed naming the first
-    stage that failed, and the StemmaErrors of the checks.
+    is not partitioned. `define` gives Dagster's definitions of a project; it is called, and Dagster imported, only
+    where something is to be built. Raises StageFailed naming the first stage that failed, and the StemmaErrors of the
+    checks.
     """
     ledger = DvcLedger(root)
     check_settings(ledger.chain, ledger.workspace.params())
@@ -44,14 +50,16 @@ def materialize(
     forced = set(wanted) if force else set()
     if not due(ledger, scope, forced):
         return []
-    return _build(ledger, scope, forced)
+    return _build(ledger, define(ledger.root), scope, forced)
 
 
-def _build(ledger: DvcLedger, scope: list[str], forced: set[str]) -> list[dict[str, str | None]]:
-    import definitions
+def _build(
+    ledger: DvcLedger, defs: dg.Definitions, scope: list[str], forced: set[str]
+) -> list[dict[str, str | None]]:
     from resources.dagster_home import close_dead_runs, open_instance
 
-    defs, stages, made = definitions.define(ledger.root), ledger.chain.stages, []
+    stages = ledger.chain.stages
+    made: list[dict[str, str | None]] = []
     with open_instance(ledger.root) as instance:
         close_dead_runs(instance)
         for partition in dict.fromkeys(stages[name].partition for name in scope):

@@ -1,0 +1,209 @@
+"""Commands that build the chain and say where it stands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from commands.terminal import DISAGREES, FAILED, ROOT, Json, Stages, app, console, out
+from core.errors import WorkspaceError
+from core.files import write_atomically
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+
+@app.command()
+def demo() -> None:
+    """Build the demo's model, web pages to assistant, and print its numbers and its family tree.
+
+    Five minutes on two cores the first time; a second when nothing has changed.
+    """
+    from jobs.demo import print_demo
+    from jobs.run import materialize as run
+
+    if not run(ROOT, None, _define):
+        console.print("[bold]Nothing to do:[/] every stage is up to date.\n")
+    print_demo(ROOT, out)
+
+
+@app.command()
+def materialize(
+    stages: Stages = None,
+    crawl: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Add or change a crawl: NAME=GLOB of WARC, ARC or WET files (local or fsspec URL), or "
+            "NAME=commoncrawl:CC-MAIN-2026-45:FILES, NAME=urls:FILE of URLs, or "
+            "NAME=text:DATASET (a name on the hub or a glob of files)."
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Merge params/NAME.yaml into params.yaml before starting.")
+    ] = None,
+    only: Annotated[bool, typer.Option("--only", help="Just these, not what they are made from.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Rebuild them even if nothing changed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Build assets, and whatever they are made from that is out of date. Without names: everything.
+
+    All settings are checked first. Runs through Dagster, so the UI shows it; DVC records the versions in dvc.lock.
+    """
+    from corpus.crawl_spec import parse_crawl
+    from jobs.run import materialize as run
+    from resources.workspace import Workspace
+
+    workspace = Workspace(ROOT)
+    if preset:
+        for line in workspace.apply_preset(preset):
+            console.print(f"params.yaml  {line}")
+    for argument in crawl or []:
+        workspace.set_crawl(*parse_crawl(argument, ROOT))
+    made = run(ROOT, stages, _define, only=only, force=force)
+    if as_json:
+        print(json.dumps(made))
+    elif not made:
+        console.print("Nothing to do: up to date.")
+
+
+@app.command()
+def generate(
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; fail if a file is out of date.")
+    ] = False,
+) -> None:
+    """Write the files that follow from the code: code.yaml, params.schema.json, docs/commands.md.
+
+    code.yaml names the version of the code that decides each stage; run this after changing code, and commit it.
+    """
+    from jobs.generate import generated_files
+
+    files = generated_files(ROOT, app)
+    stale = [path for path in files if not path.exists() or path.read_text("utf-8") != files[path]]
+    names = ", ".join(path.relative_to(ROOT).as_posix() for path in stale)
+    if check and stale:
+        raise WorkspaceError(
+            f"{names}: not what the code here gives. Update with 'stemma generate', and commit it."
+        )
+    for path in stale:
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, files[path])
+    if not check:
+        console.print(f"Written: {names}" if stale else "All generated files are up to date.")
+
+
+@app.command()
+def status(
+    as_json: Json = False,
+    check: Annotated[bool, typer.Option("--check", help="Exit with 2 if anything is out of date.")] = False,
+) -> None:
+    """Every asset's version, whether it is up to date and why not, and its key numbers."""
+    from jobs.status import chain_status, print_status
+    from resources.dvc_ledger import DvcLedger
+    from resources.settings_check import check_settings
+
+    ledger = DvcLedger(ROOT)
+    check_settings(ledger.chain, ledger.workspace.params())
+    rows = chain_status(ledger)
+    if as_json:
+        print(json.dumps([row.as_row() for row in rows], indent=2))
+    else:
+        print_status(rows, out)
+    if check and any(row.state != "current" for row in rows):
+        raise typer.Exit(DISAGREES)
+
+
+@app.command()
+def plan(
+    preset: Annotated[str | None, typer.Option(help="Merge params/NAME.yaml into params.yaml.")] = None,
+    device: Annotated[str, typer.Option(help="H100, H200, B200, A100, L40S or RTX-4090.")] = "H100",
+    devices: Annotated[int, typer.Option(help="How many of them.", min=1)] = 1,
+    as_json: Json = False,
+) -> None:
+    """What the base model of params.yaml would be, and what its training would take. Writes and trains nothing."""
+    import dataclasses
+
+    from model.training.plan import plan as estimate
+    from model.training.plan import print_plan
+    from resources.workspace import Workspace
+
+    params = Workspace(ROOT).params_with(preset)
+    found = estimate(params["base_model"], params["tokenizer"]["vocab_size"], device, devices)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(found), indent=2))
+    else:
+        print_plan(found, device, devices, out)
+
+
+@app.command()
+def scaling(
+    depths: Annotated[str, typer.Option(help="Depths to train, by comma.")] = "2,3,4",
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for scaling.png and the models.")] = Path(
+        "work/scaling"
+    ),
+) -> None:
+    """Train small base models of several depths on the corpus as it stands, and draw the scaling law through them."""
+    from evals.scaling import print_scaling
+    from jobs.scaling import scaling as train_all
+    from resources.launch import TrainingLauncher
+    from resources.tracking import MlflowTracker
+
+    wanted = [int(depth) for depth in depths.split(",")]
+    tracker = MlflowTracker(ROOT)
+    points, law = train_all(ROOT, TrainingLauncher(root=str(ROOT)), tracker, wanted, ROOT / out_dir)
+    print_scaling(points, law, out)
+    out.print(f"plot: {out_dir}/scaling.png")
+
+
+@app.command()
+def up(
+    port: Annotated[int, typer.Option(help="Port of the Dagster UI.")] = 3000,
+    mlflow_port: Annotated[int, typer.Option(help="Port of the MLflow UI.")] = 5000,
+) -> None:
+    """Start the Dagster UI with its schedules, and the MLflow UI, on 127.0.0.1. Ctrl-C stops all of it."""
+    from resources.dagster_home import dagster_home
+    from resources.services import run_services
+
+    dagster_home(ROOT)
+    run_services(ROOT, dagster_port=port, mlflow_port=mlflow_port)
+
+
+@app.command()
+def retire(crawl: Annotated[str, typer.Argument(help="The crawl's name in params.yaml.")]) -> None:
+    """Take a crawl out of params.yaml and the workspace. Refuses unless DVC's cache holds its every byte."""
+    from resources.dvc_ledger import DvcLedger
+
+    for folder in DvcLedger(ROOT).retire_crawl(crawl):
+        console.print(f"{folder} left the workspace; its version stays in DVC's cache.")
+
+
+@app.command()
+def sync() -> None:
+    """After `git checkout` and `dvc checkout`: tell Dagster which versions stand here now. Also sends what
+    MLflow has not heard yet because its server was away."""
+    from lineage.sync import sync as tell
+    from resources.dagster_home import close_dead_runs, open_instance
+    from resources.tracking import MlflowTracker
+
+    with open_instance(ROOT) as instance:
+        close_dead_runs(instance)
+        told = tell(ROOT, instance)
+    for line in told:
+        console.print(line)
+    reported = sum(": not reported" not in line for line in told)
+    sent, left = MlflowTracker(ROOT).replay()
+    console.print(
+        f"{reported} versions reported to Dagster; MLflow: {sent} entries sent, {left} still to send."
+    )
+    if left or reported < len(told):
+        raise typer.Exit(FAILED)
+
+
+def _define(root: Path) -> dg.Definitions:
+    """Dagster's definitions, imported where something is to be built."""
+    import definitions
+
+    return definitions.define(root)
