@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.measure import HeldoutText, Measurements
-from evals.probes import HELDOUT, Probe
+from evals.probed_facts import HELDOUT, Probe
 from evals.report_config import EvalConfig
 from evals.statistics import newcombe_difference, paired_bootstrap
 from evals.tasks import questions_about

@@ -75,7 +75,7 @@ class Conversation:
 
 
 class Statement(Protocol):
-    """A fact to ask about: evals.facts.Fact or evals.probes.Probe."""
+    """A fact to ask about: evals.facts.Fact or evals.probed_facts.Probe."""
 
     @property
     def subject(self) -> str: ...

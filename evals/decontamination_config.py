@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.errors import ConfigError
+from evals.sums import SUMS
 
-SUMS = "sums"  # the held-out problems of the RL task, generated on the spot; the other sets: evals/sets.py
 MIN_WORDS = 5  # of an example; shorter ones ("2 + 2 =") occur everywhere and prove nothing
 
 

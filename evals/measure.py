@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evals import baselines, tasks
-from evals.probes import HELDOUT, INVENTED, KNOWN, TRAIN, UNKNOWN, Probe
+from evals.probed_facts import HELDOUT, INVENTED, KNOWN, TRAIN, UNKNOWN, Probe
 from evals.report_config import EvalConfig
 from evals.statistics import Proportion, proportion
 from model.attempts import Attempt

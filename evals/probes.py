@@ -21,7 +21,6 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,35 +29,25 @@ from core.files import write_json
 from core.settings import read_settings
 from evals import conversations
 from evals.conversations import Conversation
-from evals.facts import Fact, definitions, normalize, sentence
+from evals.facts import Fact, definitions, normalize
 from evals.mixture_config import MixtureConfig
+from evals.probed_facts import (
+    HELDOUT,
+    INVENTED,
+    KNOWN,
+    TRAIN,
+    UNKNOWN,
+    UNSURE,
+    Probe,
+    write_probes,
+    write_rows,
+)
 from model.data.documents import read_documents
 from model.environments import Environment
 from model.job import Job, run_main
 from model.run_log import RunLog
 
-KNOWN, UNSURE, UNKNOWN, INVENTED = "known", "unsure", "unknown", "invented"  # statuses
-TRAIN, HELDOUT = "train", "heldout"  # splits
 THREADS = 2  # default of sft_model.threads; the last bits of a logit depend on it
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A fact, what the base model answered, and its status. Invented names have no fact behind them."""
-
-    subject: str
-    verb: str
-    status: str
-    split: str
-    definiens: str = ""
-    completion: str = ""
-    record_id: str | None = None
-    url: str | None = None
-
-    @property
-    def answer(self) -> str:
-        """The fact as a sentence."""
-        return sentence(self.subject, self.verb, self.definiens)
 
 
 def build_conversations(job: Job) -> None:
@@ -198,23 +187,7 @@ def write_conversations(path: Path, rows: Sequence[Conversation]) -> None:
     message = pa.struct([("role", pa.string()), ("content", pa.string())])
     names = ("conversation_id", "kind", "source", "record_id")
     schema = pa.schema([*((n, pa.string()) for n in names), ("messages", pa.list_(message))])
-    _write(path, [row.row() for row in rows], schema)
-
-
-def write_probes(path: Path, probes: Sequence[Probe]) -> None:
-    """Parquet of every probe, one row each."""
-    import pyarrow as pa
-
-    names = ("subject", "verb", "status", "split", "definiens", "completion", "record_id", "url")
-    schema = pa.schema([(name, pa.string()) for name in names])
-    _write(path, [{name: getattr(p, name) for name in names} for p in probes], schema)
-
-
-def read_probes(folder: Path) -> list[Probe]:
-    """What write_probes wrote into a conversations folder."""
-    import pyarrow.parquet as pq
-
-    return [Probe(**row) for row in pq.read_table(Path(folder) / "probes.parquet").to_pylist()]
+    write_rows(path, [row.row() for row in rows], schema)
 
 
 def summarise(
@@ -252,13 +225,6 @@ def _repeats(base: Path) -> dict[str, float]:
 
 def _hash(subject: str) -> int:
     return int.from_bytes(hashlib.blake2b(normalize(subject).encode(), digest_size=8).digest(), "big")
-
-
-def _write(path: Path, rows: list[dict[str, Any]], schema: Any) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, compression="zstd")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -19,7 +19,7 @@ from core.settings import read_settings
 from evals import plots
 from evals.comparison import LABELS, compare, contamination, summary_numbers
 from evals.measure import HeldoutText, Measurements, measure
-from evals.probes import read_probes
+from evals.probed_facts import read_probes
 from evals.report_config import EvalConfig
 from evals.report_page import report_page
 from model.environments import Environment

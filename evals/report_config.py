@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from core.errors import ConfigError
-from evals.sets import N_SUMS, SUMS_SEED
+from evals.sums import N_SUMS, SUMS_SEED
 
 
 @dataclass(frozen=True)

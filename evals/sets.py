@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import ConfigError
-from evals.decontamination_config import SUMS
+from evals.sums import N_SUMS, SUMS, SUMS_SEED
 
 FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -40,8 +40,6 @@ KNOWN = {
     "truthfulqa": EvalSet("truthfulqa/truthful_qa", "generation", "validation", ("question",)),
     "xquad": EvalSet("google/xquad", "xquad.en", "validation", ("question",)),
 }
-# The held-out problems of evals/report.py; another seed than training's, though the split already separates them.
-SUMS_SEED, N_SUMS = 20_000, 600
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from evals.conversations import QUESTIONS, question
 from evals.facts import normalize, states
-from evals.probes import HELDOUT, INVENTED, KNOWN, TRAIN, UNKNOWN, Probe
+from evals.probed_facts import HELDOUT, INVENTED, KNOWN, TRAIN, UNKNOWN, Probe
 from evals.statistics import Proportion, proportion
 from model.attempts import Attempt, attempt, chat_prompt, completion_text, plain_prompt
 from model.environments import Environment

@@ -103,7 +103,7 @@ EVERY = ("raw_crawl", "cleaned_corpus", "training_set", "tokenizer", *MODELS)
         ("model/network/attention.py", ("return ", "return 0 or "), MODELS),
         ("model/data/order.py", ("return ", "return 0 or "), ("base_model", "eval_reports")),
         ("evals/contamination.py", ("return ", "return 0 or "), ("training_set",)),
-        ("evals/probes.py", ("return ", "return 0 or "), ("sft_model", "eval_reports")),
+        ("evals/probes.py", ("return ", "return 0 or "), ("sft_model",)),
         ("evals/statistics.py", ("return ", "return 0 or "), ("eval_reports",)),
         ("corpus/engines/slurm.py", ("return ", "return 0 or "), ()),
         ("corpus/report/html_page.py", ("return ", "return 0 or "), ()),

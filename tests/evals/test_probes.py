@@ -1,4 +1,4 @@
-"""What is asked, how it is judged, and that nothing held out finds its way into training conversations."""
+"""What is asked, which status the answer gives, and that nothing held out gets into training conversations."""
 
 import json
 import re
@@ -9,20 +9,8 @@ from core.errors import ConfigError
 from evals import conversations
 from evals.facts import normalize
 from evals.mixture_config import MixtureConfig
-from evals.probes import (
-    HELDOUT,
-    INVENTED,
-    KNOWN,
-    TRAIN,
-    UNKNOWN,
-    UNSURE,
-    Probe,
-    heldout_mixture,
-    split_of,
-    status_of,
-    training_mixture,
-    write_conversations,
-)
+from evals.probed_facts import HELDOUT, INVENTED, KNOWN, TRAIN, UNKNOWN, UNSURE, Probe
+from evals.probes import heldout_mixture, split_of, status_of, training_mixture, write_conversations
 from model.environments import Environment
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from evals.comparison import verdict
 from evals.measure import Measurements
-from evals.probes import HELDOUT, INVENTED, KNOWN, TRAIN, UNKNOWN, Probe
+from evals.probed_facts import HELDOUT, INVENTED, KNOWN, TRAIN, UNKNOWN, Probe
 from evals.report_config import EvalConfig
 from evals.statistics import proportion
 from evals.tasks import calculator_use, declines, measure_knowledge, questions_about
