@@ -13,7 +13,7 @@ from core.errors import WorkspaceError
 from resources.dvc_ledger import DvcLedger
 
 OWNER = "team:stemma"
-# The Launchpad's only setting: all others stand in params.yaml, so that dvc.lock records each of them.
+# The Launchpad's only setting: all others are in params.yaml, so that dvc.lock records each of them.
 LAUNCHPAD = {
     "force": dg.Field(bool, default_value=False, description="Rebuild it even if nothing has changed.")
 }

@@ -1,7 +1,7 @@
 """What a stage of the chain is to the code that runs it: a body, the evidence that it shows, and how the UI shows it.
 
-An asset file says only what its stage does; what it depends on stands in dvc.yaml, and what happens around the body in
-assets/materialize.py. This file imports no Dagster, so that the command line can ask about stages without it.
+An asset file says only what its stage does; what it depends on is declared in dvc.yaml, and what happens around the
+body in assets/materialize.py. This file imports no Dagster, so that the command line can ask about stages without it.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _as_text(paths: Path | list[Path]) -> str | list[str]:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage's body and how it shows in the UI. What it depends on stands in dvc.yaml and nowhere else."""
+    """A stage's body and how it shows in the UI. What it depends on is declared in dvc.yaml and nowhere else."""
 
     body: Callable[[StageRun], Evidence]
     group: str

@@ -47,7 +47,7 @@ _CACHE_FORMAT = 1
 class Module:
     """What a source file says of itself: the hash of its syntax tree, what it imports, whether it decides anything."""
 
-    hash: str  # "" where nothing but a docstring stands in it
+    hash: str  # "" for a file with nothing but a docstring
     imports: tuple[str, ...]  # dotted names, as written
     decides_nothing: bool
 
@@ -110,7 +110,7 @@ class CodeReader:
             if content not in self._by_content:
                 self._by_content[content] = _described(source, path)
             digest, imports, decides_nothing = self._by_content[content]
-            # Relative imports are resolved here, for the same content may stand in two packages.
+            # Relative imports are resolved here, for two packages may hold files of the same content.
             package = path.removesuffix("/__init__.py").removesuffix(".py").split("/")
             package = package if path.endswith("/__init__.py") else package[:-1]
             names = tuple(_absolute(name, package) for name in imports)

@@ -18,7 +18,7 @@ class StemmaError(Exception):
 
 
 class ConfigError(StemmaError, ValueError):
-    """A setting or an argument that cannot be used: which one, where it stands, what would do."""
+    """A setting or an argument that cannot be used: which one, where it is, which values are valid."""
 
 
 class DataError(StemmaError, ValueError):
@@ -30,7 +30,7 @@ class MissingError(StemmaError, FileNotFoundError):
 
 
 class WorkspaceError(StemmaError, RuntimeError):
-    """The project's folder cannot be used as it stands: a lock, the disk, a version that is not recorded."""
+    """The project's folder cannot be used in its present state: a lock, the disk, a version that is not recorded."""
 
 
 class RunError(StemmaError, RuntimeError):

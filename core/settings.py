@@ -2,7 +2,7 @@
 
 A setting is a field of a dataclass: its type is checked by pydantic, its meaning by the class's own __post_init__, and
 a name that there is not is answered with the nearest one that there is. Notable: the same classes give the JSON schema
-of params.yaml (`stemma schema`), with the comment beside a field as its description.
+of params.yaml (`stemma generate`), with the comment beside a field as its description.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _as_config_error(error: ValidationError, section: Mapping[str, Any], where: 
 
 
 def _path_of(location: tuple[int | str, ...], section: Mapping[str, Any]) -> str:
-    """Where a value stands in its section, without the types of a union that pydantic puts between."""
+    """Where a value is in its section, without the types of a union that pydantic puts between."""
     path: list[str] = []
     here: Any = section
     for part in location:

@@ -1,4 +1,4 @@
-"""Where the chain stands: every stage's version, whether it is current and why not, and its key numbers.
+"""The state of the chain: every stage's version, whether it is current and why not, and its key numbers.
 
 Imports neither Dagster nor DVC: dvc.lock, the files and Dagster's event log are read as they are.
 """

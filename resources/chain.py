@@ -7,7 +7,7 @@ A stage of dvc.yaml says what it reads, which parameters and which code decide i
       deps: [data/cleaned_corpus, data/training_set]
       params: [tokenizer, {code.yaml: [tokenizer.version]}]
       outs: [data/tokenizer]
-      meta: {entries: [model.tokenizer], settings: [model.tokenizer_config.TokenizerConfig]}
+      meta: {entries: [model.vocabulary.train], settings: [model.vocabulary.config.TokenizerConfig]}
 
 `meta` is Stemma's own, and DVC leaves it alone: `entries` are the modules that do the work, whose import closure is the
 stage's code (core/code.py), and `settings` the dataclasses that check its section of params.yaml. A stage whose output
@@ -62,7 +62,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Chain:
-    """All stages, and every question about how they hang together."""
+    """All stages, and every question about how they are connected."""
 
     every: Mapping[str, Stage]  # checks too, in the order of dvc.yaml
     sections: Mapping[str, Section]  # by asset
@@ -225,13 +225,13 @@ def _stage(
 
 
 def _param_names(stage: str, params: Iterable[str | Mapping[str, list[str]]]) -> dict[str, list[str]]:
-    """Names of parameters by file: a plain name stands in params.yaml."""
+    """Names of parameters by file: a plain name is one of params.yaml."""
     names: dict[str, list[str]] = {PARAMS_FILE: [], CODE_FILE: []}
     for entry in params:
         for file, found in ({PARAMS_FILE: [entry]} if isinstance(entry, str) else entry).items():
             if file not in names:
                 raise WorkspaceError(
-                    f"dvc.yaml, stage '{stage}': parameters stand in {PARAMS_FILE} (and code versions in {CODE_FILE}), "
+                    f"dvc.yaml, stage '{stage}': parameters are in {PARAMS_FILE} (code versions in {CODE_FILE}), "
                     f"not in {file}."
                 )
             names[file] += found

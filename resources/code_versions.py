@@ -34,7 +34,7 @@ def code_reader(root: Path) -> CodeReader:
 
 
 def render_code(root: Path, chain: Chain, params: Mapping[str, Any]) -> str:
-    """What code.yaml should hold for the code that stands here. Raises ConfigError, DataError."""
+    """What code.yaml should hold for the present code. Raises ConfigError, DataError."""
     reader, strict = CodeReader(root, root / CODE_CACHE), libraries_decide(params)
     lines = [HEAD]
     for asset in chain.assets:

@@ -49,7 +49,7 @@ def run_tags() -> dict[str, str]:
 
 
 def close_dead_runs(instance: Any) -> list[str]:
-    """Report as failed every started run of this host whose process is no more; return their ids.
+    """Report as failed every started run of this host whose process has ended; return their ids.
 
     Their places in pools are freed too: Dagster keeps them until a daemon looks, and the next run would wait for ever.
     """

@@ -110,7 +110,7 @@ class DvcLedger:
         return self.lock.changed_inputs(self.chain.stage(name))
 
     def hash_out(self, name: str) -> str:
-        """DVC's md5 of what stands in the stage's folder now; commits nothing."""
+        """DVC's md5 of the stage's folder as it is now; commits nothing."""
         stage = self.chain.stage(name)
         found = self.lock.hash_of(stage.out)
         if found is None:
@@ -118,7 +118,7 @@ class DvcLedger:
         return found
 
     def undeclared(self, name: str | None = None) -> list[str]:
-        """What stands in a folder that a stage reads whole, though no stage in dvc.yaml makes it."""
+        """What is in a folder that a stage reads whole, though no stage in dvc.yaml writes it."""
         stages = self.chain.stages
         outs = {Path(s.out) for s in stages.values()}
         found = []
@@ -183,7 +183,7 @@ class DvcLedger:
         return version
 
     def commit_checks(self) -> None:
-        """Record that the stages which only check (dvc.yaml: `code`) hold for what stands here, for `dvc status`."""
+        """Record that the stages which only check (dvc.yaml: `code`) hold for the present files, for `dvc status`."""
         if not self.inside_repro():
             for name, stage in self.chain.every.items():
                 if not stage.versioned and self.lock.changes(stage):

@@ -72,7 +72,7 @@ class LockFile:
         return [dep for dep in stage.data_deps if self.hash_of(dep) != recorded.get(dep)]
 
     def hash_of(self, path: str) -> str | None:
-        """DVC's md5 of what stands at a path of the project now, or None if nothing does."""
+        """DVC's md5 of what is at a path of the project now, or None if nothing is."""
         try:
             return self.hashes.version(self.root / path)
         except FileNotFoundError:

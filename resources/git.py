@@ -1,4 +1,4 @@
-"""The commit that stands in the project's folder, asked of git."""
+"""The commit that is checked out in the project's folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class GitState:
-    """The commit that stands in the project's folder, and what was changed since. No repository: commit ''."""
+    """The commit that is checked out in the project's folder, and what was changed since. No repository: commit ''."""
 
     commit: str
     dirty: tuple[str, ...]  # changed or new files, without dvc.lock and provenance/

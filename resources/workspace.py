@@ -1,10 +1,10 @@
-"""The project's folder: its parameters, where outputs and work in progress stand, and who may write now.
+"""The project's folder: its parameters, where outputs and work in progress are, and who may write now.
 
 Notable:
 * a version appears at data/… by rename only, so nobody ever reads half of one;
 * one writer a stage: the lock is the kernel's (fcntl), so it ends with its holder, however that died;
 * params.yaml is edited with its comments kept;
-* a full disk or a read-only folder is told as a sentence (`plain_errors`).
+* a full disk or a read-only folder is reported as one sentence (`plain_errors`).
 Imports nothing heavy: definitions.py and the command line load it.
 """
 
@@ -33,7 +33,7 @@ CRAWL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 class Workspace:
-    """The folder that holds dvc.yaml, and what stands in it."""
+    """The folder that holds dvc.yaml, and what is in it."""
 
     def __init__(self, root: Path | str):
         self.root = Path(root).resolve()
@@ -105,7 +105,7 @@ class Workspace:
         return changed
 
     def params_with(self, preset: str | None) -> dict[str, Any]:
-        """What params.yaml would hold with params/PRESET.yaml laid over it; nothing is written."""
+        """What params.yaml would hold with params/PRESET.yaml merged into it; nothing is written."""
         params = copy.deepcopy(self.params())
         if preset:
             _overlay(params, self._preset(preset))
@@ -142,7 +142,7 @@ class Workspace:
     # -- places -------------------------------------------------------------------------------------
 
     def out_path(self, stage: str) -> Path:
-        """Where the version of `cleaned_corpus@sample` stands: data/cleaned_corpus/sample."""
+        """Where the version of `cleaned_corpus@sample` is: data/cleaned_corpus/sample."""
         asset, _, partition = stage.partition("@")
         return self.root / "data" / asset / partition if partition else self.root / "data" / asset
 
@@ -161,7 +161,7 @@ class Workspace:
                 remove_tree(path)
 
     def publish(self, done: Path, out: Path) -> Path:
-        """Put the finished folder at `out` by rename, in place of the version that stood there.
+        """Put the finished folder at `out` by rename, in place of the version that was there.
 
         The old version may be read-only links into DVC's cache: it is moved away and unlinked, never
         written to. It waits outside data/, for DVC hashes data/cleaned_corpus as one folder. Killed
@@ -203,7 +203,7 @@ class Workspace:
     # -- disk ---------------------------------------------------------------------------------------
 
     def check_writable(self, path: Path) -> None:
-        """Raise a sentence unless `path` can be made or replaced."""
+        """Raise WorkspaceError unless `path` can be made or replaced."""
         folder = path if path.is_dir() else path.parent
         while not folder.exists():
             folder = folder.parent
@@ -217,7 +217,7 @@ class Workspace:
                 )
 
     def check_space(self, n_bytes: int, what: str = "this stage") -> None:
-        """Raise a sentence unless `n_bytes` are free on the project's disk."""
+        """Raise WorkspaceError unless `n_bytes` are free on the project's disk."""
         free = shutil.disk_usage(self.root).free
         if free < n_bytes:
             raise WorkspaceError(

@@ -20,7 +20,7 @@ Made = TypeVar("Made")
 
 
 class Prefetch(Generic[Made]):
-    """make(step) with the results of the next `ahead` steps at hand. A step out of turn starts it anew from there;
+    """make(step) with the results of the next `ahead` steps at hand. Another step than the next restarts it from there;
     an error in `make` is raised when its step is asked for. waited: seconds that callers have waited so far."""
 
     def __init__(self, make: Callable[[int], Made], steps: int, ahead: int = 4):

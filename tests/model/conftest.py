@@ -1,4 +1,4 @@
-"""A vocabulary and models with random weights, for the tests of the model's room."""
+"""A vocabulary and models with random weights, for the tests of `model`."""
 
 import pytest
 

@@ -4,7 +4,7 @@
 
 Kills the run at every EVERY-th thing it does that the operating system or the loop can see (a file opened, renamed
 or removed, a batch made, a loss computed), in whatever thread; then RANDOM times after a random while, and again and
-again until it gets to its end. After each kill it is started anew and must end with the same curve and weights.
+again until it gets to its end. After each kill it is restarted and must end with the same curve and weights.
 Prints one JSON object: what it was killed at, how often, and what ended otherwise.
 """
 

@@ -125,7 +125,8 @@ def test_a_preset_is_laid_over_and_says_what_it_changed(workspace):
         "lr": 1e-3,
     }
     assert (
-        "# The settings." in workspace.params_file.read_text() and "# small" in workspace.params_file.read_text()
+        "# The settings." in workspace.params_file.read_text()
+        and "# small" in workspace.params_file.read_text()
     )
     assert workspace.apply_preset("tiny") == []
     with pytest.raises(WorkspaceError, match=r"no preset 'huge' .* There are: tiny"):
