@@ -62,8 +62,8 @@ PARTS: dict[str, Callable[[], Part]] = {
     "RMSNorm, (4, 256, 128)": lambda: rms_norm(4, 256, 128),
     "RMSNorm, (4, 256, 512)": lambda: rms_norm(4, 256, 512),
     "RMSNorm of queries, (4, 256, 8, 64)": lambda: rms_norm(4, 256, 8, 64),
-    "rotary turn, (4, 256, 4, 32)": lambda: rotary(4, 256, 4, 32),
-    "rotary turn, (4, 256, 8, 64)": lambda: rotary(4, 256, 8, 64),
+    "rotary positions, (4, 256, 4, 32)": lambda: rotary(4, 256, 4, 32),
+    "rotary positions, (4, 256, 8, 64)": lambda: rotary(4, 256, 8, 64),
 }
 
 
