@@ -48,14 +48,21 @@ def measure(root: Path, arguments: list[str]) -> tuple[float, float]:
 
 def main() -> None:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--against", type=Path, help="another checkout, to be run in turn")
     parser.add_argument("--runs", type=int, default=5, help="runs of each command (default 5)")
     options = parser.parse_args()
-    roots = [Path(__file__).resolve().parent.parent, *([options.against.resolve()] if options.against else [])]
+    roots = [
+        Path(__file__).resolve().parent.parent,
+        *([options.against.resolve()] if options.against else []),
+    ]
     table = Table("command", "CPU s", "wall s", box=None)
     if options.against:
-        table = Table("command", "CPU s", "wall s", "before: CPU s", "wall s", "share of CPU", "of wall", box=None)
+        table = Table(
+            "command", "CPU s", "wall s", "before: CPU s", "wall s", "share of CPU", "of wall", box=None
+        )
     for name, arguments in COMMANDS.items():
         runs: dict[Path, list[tuple[float, float]]] = {root: [] for root in roots}
         for _ in range(options.runs):
