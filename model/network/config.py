@@ -14,6 +14,10 @@ from typing import Any
 from core.errors import ConfigError
 
 IGNORE = -100  # a target that carries no loss; PyTorch's own convention in cross_entropy
+# Logits of a chunk, at most. CPU: 128 MB of float32; with fewer the gradient of the matrix is traversed too often, with
+# more there is little to gain (docs/training-speed.md). GPU: 1 GB, not measured, with which even a vocabulary of 50,000
+# leaves 5,000 tokens to a matrix product.
+LOGITS_AT_ONCE = {"cpu": 2**25, "cuda": 2**28}
 ROPE_KINDS = ("linear", "llama3", "yarn")
 
 

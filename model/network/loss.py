@@ -23,12 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
-from model.network.config import IGNORE
-
-# Logits of a chunk, at most. CPU: 128 MB of float32; with fewer the gradient of the matrix is traversed too often, with
-# more there is little to gain (docs/training-speed.md). GPU: 1 GB, not measured, with which even a vocabulary of 50,000
-# leaves 5,000 tokens to a matrix product.
-LOGITS_AT_ONCE = {"cpu": 2**25, "cuda": 2**28}
+from model.network.config import IGNORE, LOGITS_AT_ONCE
 
 
 class Head(nn.Linear):

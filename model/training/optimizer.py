@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from model.training.snapshot import Part
-from model.training.train_config import TrainConfig
+from model.training.train_config import TrainConfig, matrices_at_once
 
 if TYPE_CHECKING:
     from model.training.world import World
@@ -43,7 +43,6 @@ NEURON_BETA = 0.9  # of the neurons' mean squares; 0.95, the paper's, did as wel
 ADAM_KINDS, MUON_KINDS = ("exp_avg", "exp_avg_sq"), ("momentum",)  # moments, as torch names AdamW's
 NEURONS = "neuron_sq"
 EPS = 1e-7  # added to what is divided by
-TOGETHER = 2**25  # numbers in one batch of matrices and rank: 64 MB in bfloat16
 
 
 class Optimizer(torch.optim.AdamW):
@@ -143,7 +142,7 @@ class Optimizer(torch.optim.AdamW):
         for part in parts:
             alike[part.shape].append(part)
         for shape, same in alike.items():
-            n = self.world.size * together(shape)
+            n = self.world.size * matrices_at_once(shape)
             yield from (same[i : i + n] for i in range(0, len(same), n))
 
     def _orthogonal(self, parts: list[Part]) -> Tensor:
@@ -168,11 +167,6 @@ def momentum_at(most: float, step: int) -> float:
     """Muon's momentum in a step: from 0.85 in a straight line to `most` at step 300."""
     least = min(most, MOMENTUM_AT_FIRST)
     return least + (most - least) * min(1.0, step / MOMENTUM_STEPS)
-
-
-def together(shape: torch.Size) -> int:
-    """How many matrices of a shape one rank orthogonalises at a time."""
-    return max(1, TOGETHER // shape.numel())
 
 
 def _slices(matrices: Tensor, parts: list[Part]) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ OFFLOAD = {"none": 0, "optimizer": 1, "parameters": 3}  # to the CPU's memory: t
 # Settings that change no number of the result, and those that change its last digits only.
 NOT_IDENTITY = {"log_every", "stats_every", "checkpoint_every", "keep_checkpoints", "keep_best"}
 LAST_DIGITS = {"micro_batches", "engine", "zero_stage", "offload", "activation_checkpointing", "threads"}
+MUON_NUMBERS_AT_ONCE = 2**25  # in one batch of matrices and rank: 64 MB in bfloat16
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,11 @@ class TrainConfig:
     def half(self) -> bool:
         """Whether to compute under bfloat16's autocast."""
         return self.precision != "fp32"
+
+
+def matrices_at_once(shape: Sequence[int]) -> int:
+    """How many matrices of a shape Muon orthogonalises together on one rank."""
+    return max(1, MUON_NUMBERS_AT_ONCE // math.prod(shape))
 
 
 def identity_settings(config: TrainConfig) -> tuple[dict[str, Any], dict[str, Any]]:

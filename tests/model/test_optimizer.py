@@ -6,7 +6,7 @@ from train_tiny import batch_at, tiny_model
 
 from core.errors import ConfigError
 from model.data.batch import token_loss
-from model.training import optimizer
+from model.training import optimizer, train_config
 from model.training.open_engine import open_engine
 from model.training.optimizer import even_out, orthogonalize, param_groups
 from model.training.train_config import TrainConfig
@@ -71,7 +71,7 @@ def test_muon_takes_the_matrices_inside_the_blocks_and_adamw_the_rest():
 def test_muon_steps_as_its_definition_says(monkeypatch):
     """One matrix at a time, step by step, beside the batched optimiser, over three steps; batches of one and of all."""
     for together in (2**25, 1):
-        monkeypatch.setattr(optimizer, "TOGETHER", together)
+        monkeypatch.setattr(train_config, "MUON_NUMBERS_AT_ONCE", together)
         config = TrainConfig(optimizer="muon", lr=1e-2, matrix_lr=2e-2, clip=0.5, engine="torch")
         opened = open_engine(tiny_model(), config, World())
         plain = tiny_model()
