@@ -140,8 +140,10 @@ class _Replay:
         head = self.embedding * self.width // FP32
         if self.half:
             wide = BF16 * n * vocab_size
-            self.hold(one, one, 2 * wide, one, one, wide, one, one)
-            self.free(one, one, 2 * wide, one, one, one)  # all but the totals and `wide`
+            self.hold(one, one, 2 * wide, one, one, one, one)
+            self.free(one, one)
+            self.hold(one // 2, wide)
+            self.free(one, one, 2 * wide, one, one // 2)  # all but the totals and `wide`
             totals: tuple[int, ...] = (one, wide)
         else:
             self.hold(one, one, one, one, one, one)
