@@ -42,7 +42,7 @@ def cleaned_corpus(run: StageRun) -> Evidence:
         run.out,
         run.work / "units",
         config,
-        crawl=run.partition,
+        crawl=run.crawl,
         truth=truth if truth.exists() else None,
         hashes={f.file: f.sha256 for f in files},
         **run.engine.settings(),
@@ -81,7 +81,7 @@ def _sample_pages(run: StageRun, sources: dict[str, str]) -> tuple[str, str]:
     from corpus.report.samples import draw
     from corpus.report.summary import samples_markdown
 
-    path, drawn = REPORTS / f"{run.partition}.html", draw(run.out)
+    path, drawn = REPORTS / f"{run.crawl}.html", draw(run.out)
     try:
         write_report(run.out, sources, run.root / path, drawn=drawn)
     except (OSError, RuntimeError) as error:
@@ -89,6 +89,6 @@ def _sample_pages(run: StageRun, sources: dict[str, str]) -> tuple[str, str]:
             "%s was not written: %s Fix that and write it with: stemma corpus report %s",
             path,
             error,
-            run.partition,
+            run.crawl,
         )
     return samples_markdown(drawn[0]), str(path)

@@ -33,7 +33,7 @@ from resources.tracked_run import TrackedRun
 from resources.tracking import MlflowTracker
 
 RESOURCES = {"ledger", "tracker", "launcher", "engine"}
-Events = Iterator[dg.AssetCheckResult | dg.MaterializeResult]
+Events = Iterator[dg.AssetCheckResult | dg.MaterializeResult[None]]
 
 
 @dataclass(frozen=True)

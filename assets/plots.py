@@ -7,10 +7,15 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SIZE = (6.0, 2.6)  # inches; at 100 dpi some 20 kB a picture
 COLOURS = ("#3b5bdb", "#e8590c", "#2b8a3e", "#862e9c")
-LEFT = {"fontsize": 8, "loc": "left"}
+LEFT: dict[str, Any] = {"fontsize": 8, "loc": "left"}
 HELD_OUT = ("held_out_bpb", "heldout_accuracy", "heldout_loss")  # the first that is there
 Row = Mapping[str, float]  # of curve.jsonl
 
@@ -81,7 +86,7 @@ def training_plot(path: Path) -> bytes:
     return _png(figure)
 
 
-def _loss_panel(axes, rows: Sequence[Row], name: str) -> None:
+def _loss_panel(axes: Axes, rows: Sequence[Row], name: str) -> None:
     steps, values = _series(rows, name)
     smooth = smoothed(values)
     axes.plot(steps, values, color=COLOURS[0], linewidth=0.6, alpha=0.35)
@@ -92,7 +97,7 @@ def _loss_panel(axes, rows: Sequence[Row], name: str) -> None:
             axes.axvline(row["step"], color=COLOURS[1], linewidth=1.0, linestyle=":")
 
 
-def _gradient_panel(axes, rows: Sequence[Row]):
+def _gradient_panel(axes: Axes, rows: Sequence[Row]) -> Axes:
     """The gradient norm, and on the right-hand axis, which is returned, the learning rate."""
     steps, norms = _series(rows, "grad_norm")
     axes.plot(steps, norms, color=COLOURS[1], linewidth=0.7)
@@ -125,7 +130,7 @@ def _series(rows: Sequence[Row], name: str) -> tuple[list[float], list[float]]:
     return [x for x, _ in found], [y for _, y in found]
 
 
-def _figure(height: float = SIZE[1]):
+def _figure(height: float = SIZE[1]) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure  # no pyplot: no global state, no display
 
     figure = Figure(figsize=(SIZE[0], height), dpi=100, layout="constrained")
@@ -134,7 +139,7 @@ def _figure(height: float = SIZE[1]):
     return figure, axes
 
 
-def _png(figure) -> bytes:
+def _png(figure: Figure) -> bytes:
     from PIL import Image  # matplotlib's own dependency
 
     drawn, buffer = io.BytesIO(), io.BytesIO()

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from assets.plots import bars
 from assets.stage import Evidence, StageRun, stage
+
+if TYPE_CHECKING:
+    from corpus.manifest import WarcFile
 
 
 @stage(
@@ -20,8 +27,8 @@ def raw_crawl(run: StageRun) -> Evidence:
     from corpus.crawl import build_crawl, not_fetched
     from corpus.manifest import read_manifest
 
-    previous = run.root / "data" / "raw_crawl" / run.partition
-    build_crawl(run.partition, run.params, run.out, run.root, work=run.work / "fetch", previous=previous)
+    previous = run.root / "data" / "raw_crawl" / run.crawl
+    build_crawl(run.crawl, run.params, run.out, run.root, work=run.work / "fetch", previous=previous)
     files, missing = read_manifest(run.out), not_fetched(run.out)
     records = sum(f.records for f in files)
     return Evidence(
@@ -38,11 +45,11 @@ def raw_crawl(run: StageRun) -> Evidence:
     )
 
 
-def _reasons(missing) -> str:
+def _reasons(missing: Counter[str]) -> str:
     rows = [f"| {reason} | {count:,} |" for reason, count in missing.most_common()]
     return "\n".join(["| why | how many |", "|---|---:|", *rows])
 
 
-def _table(files) -> str:
+def _table(files: Sequence[WarcFile]) -> str:
     rows = [f"| {f.file} | {f.records:,} | {f.bytes:,} | `{f.sha256[:16]}…` |" for f in files]
     return "\n".join(["| file | records | bytes | sha256 |", "|---|---:|---:|---|", *rows])

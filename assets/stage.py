@@ -60,6 +60,13 @@ class StageRun:
         """The project's folder."""
         return self.workspace.root
 
+    @property
+    def crawl(self) -> str:
+        """The partition of a stage that has one."""
+        if self.partition is None:
+            raise ValueError(f"{self.name} has no partitions")
+        return self.partition
+
     def folder(self, asset: str) -> Path:
         """The folder of an input that is one."""
         (folder,) = self.folders(asset)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from assets.plots import training_plot
 from assets.stage import Evidence, StageRun
+
+if TYPE_CHECKING:
+    from resources.tracked_run import TrackedRun
 
 NOT_CONTAMINATED = {"not_contaminated": "Nothing that was trained on covers an example of an evaluation set."}
 TRAINED = {"trained": "Steps were taken, and no step had a loss that was not finite."}
@@ -20,28 +24,29 @@ def training_evidence(result: Mapping[str, Any], run: StageRun, first: Sequence[
     loss = result.get("loss")
     left_out = sum(n for _, n in result.get("skipped") or ())
     back = f"; after loss spikes the data of {left_out:,} were skipped" if left_out else ""
+    plot = training_plot(run.out / "curve.jsonl")
     evidence = Evidence(
         numbers={name: result[name] for name in (*first, *result) if name in result and name != "skipped"},
-        plot=training_plot(run.out / "curve.jsonl"),
+        plot=plot,
         checks={"trained": steps > 0 and bad == 0 and (loss is None or math.isfinite(loss))},
         check_notes={"trained": f"{steps:,} steps, {bad:,} with a loss that was not finite{back}"},
     )
     if run.tracked is not None:
-        _show_in_mlflow(run, evidence)
+        _show_in_mlflow(run.tracked, run.work, plot)
     return evidence
 
 
-def _show_in_mlflow(run: StageRun, evidence: Evidence) -> None:
+def _show_in_mlflow(tracked: TrackedRun, work: Path, plot: bytes) -> None:
     """Add the picture of the training, and what the model wrote meanwhile, to the MLflow run's artifacts."""
-    picture = run.work / "training.png"
-    picture.write_bytes(evidence.plot)
-    run.tracked.log_artifact(picture)
-    for samples in sorted(run.work.glob("*/samples.jsonl")):
+    picture = work / "training.png"
+    picture.write_bytes(plot)
+    tracked.log_artifact(picture)
+    for samples in sorted(work.glob("*/samples.jsonl")):
         from model.training.samples import as_markdown
 
         page = samples.with_suffix(".md")
         page.write_text(as_markdown(samples), "utf-8")
-        run.tracked.log_artifact(page)
+        tracked.log_artifact(page)
 
 
 def overlap_check(evidence: Evidence, run: StageRun, texts: Iterable[tuple[str, str]]) -> Evidence:

@@ -20,7 +20,7 @@ FAILED, DISAGREES, NOT_FOUND, STOPPED = 1, 2, 3, 130  # exit codes beside 0
 class Commands(TyperGroup):
     """Shows an error that the user can fix as one sentence and exit code 1; a bug keeps its traceback."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:  # typer has its own copy of click, whose Context it does not export
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:

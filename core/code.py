@@ -225,7 +225,7 @@ def _plain(value: Any) -> Any:
         for name in value._fields:
             if name in ("ctx", "kind", "type_comment", "type_ignores"):
                 continue
-            content = getattr(value, name, None)
+            content: Any = getattr(value, name, None)
             if name == "body" and isinstance(value, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 content = _without_docstring(content)
             if content is not None and content != []:

@@ -12,7 +12,7 @@ import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from core.errors import ConfigError, StemmaError
 
@@ -35,7 +35,7 @@ def read_settings(cls: type[T], section: Mapping[str, Any] | None, where: str) -
     section = dict(section or {})
     check_names(section, names_of(cls), where)
     try:
-        return _adapter(cls).validate_python(section)
+        return cast(T, _adapter(cast(Any, cls)).validate_python(section))
     except ValidationError as error:
         raise _as_config_error(error, section, where) from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from corpus.crawl_spec import SOURCES
 from resources.chain import CODE_FILE
@@ -33,7 +33,7 @@ def commands_page(app: Typer) -> str:
     from typer.main import get_command
 
     command = get_command(app)
-    context = command.make_context("stemma", [], resilient_parsing=True)
+    context: Any = command.make_context("stemma", [], resilient_parsing=True)
     page = get_docs_for_click(obj=command, ctx=context, name="stemma")
     return (
         f"<!-- Written by `stemma generate` from the commands' own help; do not edit. -->\n\n{page.strip()}\n"

@@ -6,11 +6,16 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.errors import MissingError
+from core.files import write_atomically
 from core.hashing import text_sha256
 from evals.scaling import Law, Point, draw, fit
+
+if TYPE_CHECKING:
+    from resources.launch import TrainingLauncher
+    from resources.tracking import MlflowTracker
 
 # Settings that follow from the depth (model/training/scaling_recipe.py), whatever params.yaml says.
 FROM_DEPTH = {
@@ -24,7 +29,7 @@ FROM_DEPTH = {
 
 
 def scaling(
-    root: Path, launcher: Any, tracker: Any, depths: Sequence[int], out: Path
+    root: Path, launcher: TrainingLauncher, tracker: MlflowTracker, depths: Sequence[int], out: Path
 ) -> tuple[list[Point], Law]:
     """Train a base model of each depth on the present corpus; what does not follow from the depth is the same for all.
 
@@ -42,7 +47,7 @@ def scaling(
     law = fit(points)
     draw(points, law, out / "scaling.png")
     found = {"points": [vars(point) for point in points], "law": vars(law)}
-    (out / "scaling.json").write_text(json.dumps(found, indent=2) + "\n")
+    write_atomically(out / "scaling.json", json.dumps(found, indent=2) + "\n")
     with tracker.start(experiment="scaling", name="law") as run:
         run.log_metrics({"exponent": law.b, "worst_residual": law.worst})
         run.log_artifact(out / "scaling.png")
@@ -51,17 +56,18 @@ def scaling(
 
 def _inputs(root: Path, params: Mapping[str, Any]) -> dict[str, Any]:
     data = root / "data"
-    found = {
-        "cleaned_corpus": [str(data / "cleaned_corpus" / crawl) for crawl in params["crawls"]],
-        "tokenizer": str(data / "tokenizer"),
-        "training_set": str(data / "training_set"),
-    }
-    for path in [*found["cleaned_corpus"], found["tokenizer"], found["training_set"]]:
-        if not Path(path).exists():
+    corpora = [data / "cleaned_corpus" / crawl for crawl in params["crawls"]]
+    tokenizer, training_set = data / "tokenizer", data / "training_set"
+    for path in (*corpora, tokenizer, training_set):
+        if not path.exists():
             raise MissingError(
                 f"{path} is missing. Build what the models are trained on: stemma materialize tokenizer training_set"
             )
-    return found
+    return {
+        "cleaned_corpus": [str(corpus) for corpus in corpora],
+        "tokenizer": str(tokenizer),
+        "training_set": str(training_set),
+    }
 
 
 def _train(
@@ -69,8 +75,8 @@ def _train(
     section: Mapping[str, Any],
     inputs: dict[str, Any],
     origins: dict[str, Any],
-    launcher: Any,
-    tracker: Any,
+    launcher: TrainingLauncher,
+    tracker: MlflowTracker,
     out: Path,
 ) -> Point:
     from model.training.pretrain_config import SHAPE_SETTINGS

@@ -271,7 +271,7 @@ def _overlay(base: dict[str, Any], over: Mapping[str, Any], prefix: str = "") ->
             if key in base:
                 del base[key]
                 changed.append(f"{name}: taken out")
-        elif isinstance(value, Mapping) and isinstance(old, Mapping):
+        elif isinstance(value, Mapping) and isinstance(old, dict):
             changed += _overlay(old, value, f"{name}.")
         elif key not in base or old != value or type(old) is not type(value):
             if key not in base or old != value:
