@@ -52,20 +52,20 @@ def test_asking_loads_no_heavy_library(root: Path, arguments):
     assert loaded(root, *arguments) == set()
 
 
-def test_a_demo_with_nothing_to_do_loads_no_heavy_library(grown):
-    assert loaded(grown.root, "demo") == set()
-    assert loaded(grown.root, "materialize") == set()
-    assert loaded(grown.root, "why", "almanac.example") <= {"pyarrow", "numpy"}
+def test_a_demo_with_nothing_to_do_loads_no_heavy_library(built):
+    assert loaded(built.root, "demo") == set()
+    assert loaded(built.root, "materialize") == set()
+    assert loaded(built.root, "why", "almanac.example") <= {"pyarrow", "numpy"}
 
 
-def test_dagsters_log_read_directly_is_what_dagster_says(grown):
+def test_dagsters_log_read_directly_is_what_dagster_says(built):
     from resources import dagster_log
     from resources.dagster_home import open_instance
     from resources.dvc_ledger import DvcLedger
 
-    stages = DvcLedger(grown.root).chain.stages.values()
-    direct = dagster_log.read_latest(grown.root, stages)
-    with open_instance(grown.root) as instance:
+    stages = DvcLedger(built.root).chain.stages.values()
+    direct = dagster_log.read_latest(built.root, stages)
+    with open_instance(built.root) as instance:
         asked = {stage.name: dagster_log.latest(instance, stage) for stage in stages}
     assert {name: found.version for name, found in direct.items()} == {n: f.version for n, f in asked.items()}
     for name, found in asked.items():
@@ -75,7 +75,7 @@ def test_dagsters_log_read_directly_is_what_dagster_says(grown):
         assert plain and all(direct[name].metadata[label] == value for label, value in plain.items())
 
 
-def test_an_unknown_log_is_asked_through_dagster(grown, tmp_path: Path):
+def test_an_unknown_log_is_asked_through_dagster(built, tmp_path: Path):
     import shutil
     import sqlite3
 
@@ -83,7 +83,7 @@ def test_an_unknown_log_is_asked_through_dagster(grown, tmp_path: Path):
     from resources.dvc_ledger import DvcLedger
 
     to = tmp_path / "project"
-    shutil.copytree(grown.root, to, symlinks=True)
+    shutil.copytree(built.root, to, symlinks=True)
     stages = list(DvcLedger(to).chain.stages.values())
     before = dagster_log.read_latest(to, stages)
     log = to / ".dagster/history/runs/index.db"
