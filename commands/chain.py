@@ -1,4 +1,4 @@
-"""Commands that build the chain and say where it stands."""
+"""Commands that build the chain and report its state."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def demo() -> None:
     """Build the demo's model, web pages to assistant, and print its numbers and its family tree.
 
-    Five minutes on two cores the first time; a second when nothing has changed.
+    Five minutes on two cores the first time; a second or two when nothing has changed.
     """
     from jobs.demo import print_demo
     from jobs.run import materialize as run
@@ -44,13 +44,13 @@ def materialize(
     preset: Annotated[
         str | None, typer.Option(help="Merge params/NAME.yaml into params.yaml before starting.")
     ] = None,
-    only: Annotated[bool, typer.Option("--only", help="Just these, not what they are made from.")] = False,
+    only: Annotated[bool, typer.Option("--only", help="Only these, not what they are built from.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Rebuild them even if nothing changed.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Build assets, and whatever they are made from that is out of date. Without names: everything.
+    """Build assets, and everything out of date that they are built from. Without names: all assets.
 
-    All settings are checked first. Runs through Dagster, so the UI shows it; DVC records the versions in dvc.lock.
+    All settings are checked first. Runs through Dagster, so that the UI shows it; DVC records the versions in dvc.lock.
     """
     from corpus.crawl_spec import parse_crawl
     from jobs.run import materialize as run
@@ -75,7 +75,7 @@ def generate(
         bool, typer.Option("--check", help="Write nothing; fail if a file is out of date.")
     ] = False,
 ) -> None:
-    """Write the files that follow from the code: code.yaml, params.schema.json, docs/commands.md.
+    """Write the files that are generated from the code: code.yaml, params.schema.json, docs/commands.md.
 
     code.yaml names the version of the code that decides each stage; run this after changing code, and commit it.
     """
@@ -85,9 +85,7 @@ def generate(
     stale = [path for path in files if not path.exists() or path.read_text("utf-8") != files[path]]
     names = ", ".join(path.relative_to(ROOT).as_posix() for path in stale)
     if check and stale:
-        raise WorkspaceError(
-            f"{names}: not what the code here gives. Update with 'stemma generate', and commit it."
-        )
+        raise WorkspaceError(f"{names}: out of date. Update with 'stemma generate', and commit the result.")
     for path in stale:
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, files[path])
@@ -123,7 +121,7 @@ def plan(
     devices: Annotated[int, typer.Option(help="How many of them.", min=1)] = 1,
     as_json: Json = False,
 ) -> None:
-    """What the base model of params.yaml would be, and what its training would take. Writes and trains nothing."""
+    """Estimate the base model of params.yaml and what its training would take. Writes and trains nothing."""
     import dataclasses
 
     from model.training.plan import plan as estimate
@@ -140,12 +138,12 @@ def plan(
 
 @app.command()
 def scaling(
-    depths: Annotated[str, typer.Option(help="Depths to train, by comma.")] = "2,3,4",
+    depths: Annotated[str, typer.Option(help="Depths to train, separated by commas.")] = "2,3,4",
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for scaling.png and the models.")] = Path(
         "work/scaling"
     ),
 ) -> None:
-    """Train small base models of several depths on the corpus as it stands, and draw the scaling law through them."""
+    """Train small base models of several depths on the present corpus, and fit a scaling law to them."""
     from evals.scaling import print_scaling
     from jobs.scaling import scaling as train_all
     from resources.launch import TrainingLauncher
@@ -173,32 +171,34 @@ def up(
 
 @app.command()
 def retire(crawl: Annotated[str, typer.Argument(help="The crawl's name in params.yaml.")]) -> None:
-    """Take a crawl out of params.yaml and the workspace. Refuses unless DVC's cache holds its every byte."""
+    """Remove a crawl from params.yaml and the workspace. Refuses unless DVC's cache holds every byte of it."""
     from resources.dvc_ledger import DvcLedger
 
     for folder in DvcLedger(ROOT).retire_crawl(crawl):
-        console.print(f"{folder} left the workspace; its version stays in DVC's cache.")
+        console.print(f"{folder} was removed from the workspace; its version stays in DVC's cache.")
 
 
 @app.command()
 def sync() -> None:
-    """After `git checkout` and `dvc checkout`: tell Dagster which versions stand here now. Also sends what
-    MLflow has not heard yet because its server was away."""
-    from lineage.sync import sync as tell
+    """Report the present versions to Dagster after `git checkout` and `dvc checkout`.
+
+    Also sends to MLflow what it missed while its server was down.
+    """
+    from lineage.sync import sync as report_versions
     from resources.dagster_home import close_dead_runs, open_instance
     from resources.tracking import MlflowTracker
 
     with open_instance(ROOT) as instance:
         close_dead_runs(instance)
-        told = tell(ROOT, instance)
-    for line in told:
+        lines = report_versions(ROOT, instance)
+    for line in lines:
         console.print(line)
-    reported = sum(": not reported" not in line for line in told)
+    reported = sum(": not reported" not in line for line in lines)
     sent, left = MlflowTracker(ROOT).replay()
     console.print(
         f"{reported} versions reported to Dagster; MLflow: {sent} entries sent, {left} still to send."
     )
-    if left or reported < len(told):
+    if left or reported < len(lines):
         raise typer.Exit(FAILED)
 
 

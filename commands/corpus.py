@@ -22,14 +22,16 @@ def clean(
             "--out", help="Folder for documents/, ledger/, signatures/, stats.json and report.html."
         ),
     ],
-    languages: Annotated[str, typer.Option(help="Languages to keep, by comma; empty keeps all.")] = "en",
+    languages: Annotated[
+        str, typer.Option(help="Languages to keep, separated by commas; empty keeps all.")
+    ] = "en",
     profile: Annotated[
         str, typer.Option(help="Extraction: fast, or faithful to FineWeb (trafilatura, four times slower).")
     ] = "fast",
-    workers: Annotated[int | None, typer.Option(help="Processes (default: one a core).")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes (default: one per core).")] = None,
     against: Annotated[
         list[Path] | None,
-        typer.Option(help="A cleaned corpus whose pages shall not come again; oldest first, repeatable."),
+        typer.Option(help="An older cleaned corpus, whose pages are dropped here; oldest first, repeatable."),
     ] = None,
     engine: Annotated[str, typer.Option(help="Where the work runs: local, ray or slurm.")] = "local",
     quality_model: Annotated[
@@ -41,7 +43,7 @@ def clean(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Clean crawl files into text, by themselves: no Dagster, no DVC, just files in and files out."""
+    """Clean crawl files into text, without the chain: no Dagster, no DVC, files in and files out."""
     from corpus.clean import CleanConfig, clean_crawl
     from corpus.report.html_page import write_report
     from corpus.report.summary import print_funnel
@@ -74,14 +76,14 @@ def clean(
         print((out_dir / "stats.json").read_text())
     else:
         print_funnel(stats, out)
-        out.print(f"\ndocuments, ledger and numbers: {out_dir}\nto look at: {out_dir / 'report.html'}")
+        out.print(f"\ndocuments, ledger and numbers: {out_dir}\nreport: {out_dir / 'report.html'}")
 
 
 @corpus_app.command("report")
 def corpus_report(
     crawl: Annotated[str | None, typer.Argument(help="A crawl of params.yaml (default: every one).")] = None,
 ) -> None:
-    """Draw what became of a crawl as one HTML page: the funnel, hosts, languages, twenty dropped pages a rule."""
+    """Write what happened to a crawl as one HTML page: the funnel, hosts, languages, twenty dropped pages per rule."""
     from corpus.report.html_page import report_of
 
     cleaned = ROOT / "data" / "cleaned_corpus"
@@ -104,7 +106,7 @@ def simulate(
     examples: Annotated[int, typer.Option(help="Pages to show of each kind of change.")] = 5,
     as_json: Json = False,
 ) -> None:
-    """Say how many documents another threshold would change, from the ledger alone: no crawl is read again."""
+    """Report how many documents another threshold would change, from the ledger alone: no crawl is read again."""
     from corpus.rules.simulate import print_simulation
     from corpus.rules.simulate import simulate as ask
 
@@ -133,7 +135,7 @@ def train_classifier(
         ),
     ],
     corpus: Annotated[
-        list[Path], typer.Option(help="Cleaned corpus to draw the other side from; repeatable.")
+        list[Path], typer.Option(help="Cleaned corpus to draw the negatives from; repeatable.")
     ],
     out_file: Annotated[
         Path, typer.Option("--out", help="The model: a safetensors file; its numbers beside it.")

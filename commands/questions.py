@@ -1,4 +1,4 @@
-"""Commands that answer: talk with a model, check the family tree, ask what became of a page."""
+"""Commands that answer questions: talk with a model, audit a family tree, what happened to a page."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def chat(
 
     folder = Path(model) if Path(model).is_dir() else ROOT / "data" / model
     if not (folder / "config.json").exists():
-        raise MissingError(f"{folder} holds no model. Make it first: stemma materialize {model}")
+        raise MissingError(f"{folder} holds no model. Build it first: stemma materialize {model}")
     conversation = Conversation(folder, temperature=temperature, max_new_tokens=max_tokens)
     if prompt is not None:
         print(conversation.ask(prompt))
         return
     console.print(
-        f"[dim]{folder.name}: a small model that knows little. It forgets nothing until you leave.[/]"
+        f"[dim]{folder.name}: a small model that knows little. It remembers the conversation until you leave.[/]"
     )
     while True:
         try:
@@ -47,13 +47,13 @@ def chat(
 @app.command()
 def audit(
     asset: Annotated[
-        str, typer.Argument(help="Where to start; everything it came from is checked.")
+        str, typer.Argument(help="Where to start; everything it was built from is checked.")
     ] = "eval_reports",
     as_json: Json = False,
 ) -> None:
-    """Re-hash an asset and all that it came from, down to the WARC files, and compare the three ledgers.
+    """Re-hash an asset and all that it was built from, down to the WARC files, and compare the three ledgers.
 
-    Believes nothing: every byte is read again. Exits with 2 and names the file if anything disagrees.
+    Trusts nothing: every byte is read again. Exits with 2 and names the file if anything disagrees.
     """
     from lineage.audit import audit as check
     from lineage.printing import print_tree
@@ -76,7 +76,7 @@ def why(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Say what became of a page: kept, dropped or failed, by which rule, with which value."""
+    """Show what happened to a page: kept, dropped or failed, by which rule, with which value."""
     from lineage.printing import print_rows
     from lineage.why import nearest, page_text
     from lineage.why import why as find

@@ -40,7 +40,7 @@ def print_demo(root: Path, console: Console) -> None:
         "see it all            make ui\n"
         "talk with it          .venv/bin/stemma chat\n"
         "check the tree        .venv/bin/stemma audit rl_model\n"
-        "what became of a page .venv/bin/stemma why URL\n"
+        "find a page           .venv/bin/stemma why URL\n"
         "your own pages        .venv/bin/stemma materialize --crawl mine='warcs/*.warc.gz'",
         soft_wrap=True,
     )
