@@ -30,9 +30,8 @@ class StageStatus:
     reasons: list[str]
     numbers: dict[str, float]
     seconds: float | None
-    libraries: dict[
-        str, list[str]
-    ]  # versions [then, now] of libraries that changed since: a note, not a reason
+    libraries: dict[str, str]  # versions of the libraries that its code imported when it was built
+    other_libraries: dict[str, str]  # those of them that have another version now: a note, not a reason
 
     def as_row(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -63,15 +62,13 @@ def chain_status(ledger: DvcLedger) -> list[StageStatus]:
             reasons = ["Dagster does not know this version: run 'stemma sync'"]
         statement = _statement(ledger, name, recorded)
         metadata = shown[name].metadata
+        then = statements.library_versions(statement) if statement else {}
+        now = dict.fromkeys(then, "none") | library_versions(then)
         found.append(
             StageStatus(
                 stage=name,
                 version=recorded,
-                state="missing"
-                if not (ledger.root / stage.out).exists()
-                else "stale"
-                if reasons
-                else "current",
+                state=_state((ledger.root / stage.out).exists(), reasons),
                 reasons=[_named_files(ledger, stage, reason, statement) for reason in reasons],
                 numbers={
                     label: value
@@ -79,10 +76,17 @@ def chain_status(ledger: DvcLedger) -> list[StageStatus]:
                     if isinstance(value, int | float) and label not in NOT_NUMBERS
                 },
                 seconds=metadata.get("seconds"),
-                libraries=_changed_libraries(statement),
+                libraries=then,
+                other_libraries={name: version for name, version in now.items() if version != then[name]},
             )
         )
     return found
+
+
+def _state(exists: bool, reasons: list[str]) -> str:
+    if not exists:
+        return "missing"
+    return "stale" if reasons else "current"
 
 
 def _statement(ledger: DvcLedger, name: str, version: str | None) -> Statement | None:
@@ -100,12 +104,6 @@ def _named_files(ledger: DvcLedger, stage: Stage, reason: str, statement: Statem
     files = changed_files(statements.code_hashes(statement), ledger.closure(stage))
     shown = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
     return f"its code changed: {shown}" if files else "another version of a library that decides"
-
-
-def _changed_libraries(statement: Statement | None) -> dict[str, list[str]]:
-    then = statements.library_versions(statement) if statement else {}
-    now = library_versions(then)
-    return {name: [old, now.get(name, "none")] for name, old in then.items() if now.get(name) != old}
 
 
 def print_status(rows: list[StageStatus], console: Any) -> None:
@@ -130,10 +128,11 @@ def print_status(rows: list[StageStatus], console: Any) -> None:
 
 
 def _libraries_of(rows: list[StageStatus]) -> dict[str, tuple[str, str, list[str]]]:
+    """Version then, version now and the stages concerned, of every library that has another version now."""
     found: dict[str, tuple[str, str, list[str]]] = {}
     for row in rows:
-        for name, (then, now) in row.libraries.items():
-            found.setdefault(name, (then, now, []))[2].append(row.stage)
+        for name, now in row.other_libraries.items():
+            found.setdefault(name, (row.libraries[name], now, []))[2].append(row.stage)
     return found
 
 
