@@ -27,6 +27,7 @@ from typing import Any
 from core.errors import DataError
 from core.files import write_atomically
 
+DECIDES_NOTHING = "code is named here, and no output holds such a name"
 ROOT = Path(__file__).resolve().parent.parent
 MARK = "DECIDES_NOTHING"
 DIGITS = 16  # of a file's or a closure's hash, in hex
