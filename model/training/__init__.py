@@ -1,1 +1,1 @@
-"""How a model is trained: the dial, the engine, the loop, what it keeps and what it shows."""
+"""How a model is trained: the scaling recipe, the engine, the loop, its checkpoints and its logs."""

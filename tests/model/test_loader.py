@@ -124,7 +124,7 @@ def test_a_document_is_read_as_often_as_its_weight_says(mixed, packing):
     assert order.tokens_an_epoch == round(weight @ mixed.length[train])
 
 
-def test_epochs_and_seeds_shuffle_anew_and_the_same_ones_alike(data, packing):
+def test_each_epoch_and_seed_has_its_own_order_and_the_same_ones_the_same(data, packing):
     def reads(epoch: int, seed: int = 0) -> np.ndarray:
         return epoch_of(Loader(data, T, ROWS, seed, packing), epoch).document
 

@@ -109,7 +109,7 @@ def test_killed_training_resumes_to_the_same_bits_in_a_new_process(root, tmp_pat
     assert json.loads(resumed.splitlines()[-1]) == json.loads(undisturbed.splitlines()[-1])
 
 
-def test_two_ranks_checkpoint_is_gone_on_from_by_one(root, tmp_path):
+def test_a_checkpoint_of_two_ranks_is_resumed_by_one(root, tmp_path):
     whole = run(tmp_path / "whole")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     settings = json.dumps(BASE | {"micro_batches": 2})
@@ -125,7 +125,7 @@ def test_two_ranks_checkpoint_is_gone_on_from_by_one(root, tmp_path):
     assert "ranks was 2, is 1" in " ".join(log.said) and "last digits will differ" in " ".join(log.said)
 
 
-def test_sigterm_saves_the_step_in_hand_and_says_so(root, tmp_path):
+def test_sigterm_saves_the_current_step_and_reports_it(root, tmp_path):
     process = start(root, tmp_path, wait_at=3, checkpoint_every=100)
     said = interrupt(process, tmp_path, signal.SIGTERM)
     assert "Stopped after step" in said
@@ -279,7 +279,7 @@ def test_a_truncated_checkpoint_is_refused_and_the_one_before_it_taken(tmp_path)
     assert weights_hash(resumed.engine.module) == weights_hash(whole.engine.module)
 
 
-def test_with_every_checkpoint_damaged_nothing_is_trained_silently_anew(tmp_path):
+def test_with_every_checkpoint_damaged_training_does_not_silently_start_over(tmp_path):
     run(tmp_path)
     for folder in (tmp_path / "checkpoints").iterdir():
         (folder / "curve.jsonl").unlink()
