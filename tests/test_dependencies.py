@@ -15,6 +15,7 @@ PACKAGES = {  # package -> the extras that it may import from, beside the core o
     "model": {"train", "gguf", "fp8", "pipeline"},  # of the pipeline only dagster-pipes
     "evals": {"corpus", "train"},
     "assets": {"pipeline"},
+    "commands": {"pipeline"},
     "jobs": {"pipeline"},
     "lineage": {"pipeline"},
     "resources": {"pipeline"},
