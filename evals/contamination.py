@@ -243,7 +243,7 @@ def describe_overlaps(
 
 
 def conversation_texts(folder: Path) -> Iterator[tuple[str, str]]:
-    """(number of the conversation, all that is said in it) of a conversations/train.parquet."""
+    """(number of the conversation, the text of all its messages) of a conversations/train.parquet."""
     table = pq.read_table(folder / "train.parquet", columns=["messages"])
     for number, row in enumerate(table["messages"].to_pylist()):
         yield f"conversation {number}", "\n".join(message["content"] or "" for message in row)

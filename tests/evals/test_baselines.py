@@ -1,4 +1,4 @@
-"""The baselines are what they say: an entropy counted by hand, a compressor that gains from what it has read."""
+"""The baselines are what they claim: an entropy computed by hand, a compressor that gains from its dictionary."""
 
 import math
 
@@ -23,7 +23,7 @@ def test_zstd_with_the_text_as_dictionary_needs_hardly_any_bits():
     assert zstd_bits_per_byte(seen, new) < zstd_bits_per_byte([], new)
 
 
-def test_nothing_held_out_is_said():
+def test_an_empty_held_out_text_is_an_error():
     with pytest.raises(ValueError, match="empty"):
         zstd_bits_per_byte(["a"], [])
     with pytest.raises(ValueError, match="empty"):

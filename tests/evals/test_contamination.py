@@ -48,7 +48,7 @@ def test_words_in_common_in_another_order_are_no_overlap():
     assert OverlapIndex([example(QUESTION)]).find(shuffled) == []
 
 
-def test_short_examples_are_looked_for_whole_and_the_shortest_not_at_all():
+def test_short_examples_must_match_whole_and_the_shortest_are_not_searched_for():
     overlap = OverlapIndex([example("What is 8 + 0 + 1?"), example("2 + 2 =", 1)])
     assert [m.example.number for m in overlap.find("He asked: what is 8 + 0 + 1? And")] == [0]
     assert overlap.find("what is 8 - 0 + 1? What is 8 + 0 + 1 + 2? and 2 + 2 =") == []
@@ -140,16 +140,16 @@ def test_the_held_out_sums_are_a_set_of_their_own():
 
 
 @pytest.mark.parametrize(
-    ("spec", "told"),
+    ("spec", "message"),
     [
         ({"unheard": None}, "no set of that name is known"),
         ({"gsm8k": "nowhere.jsonl"}, "no readable file"),
         ({"mine": {"path": "some.csv", "columns": ["query"]}}, "no column query; there are a"),
     ],
 )
-def test_a_set_that_cannot_be_read_is_said_in_a_sentence(tmp_path, spec, told):
+def test_a_set_that_cannot_be_read_is_an_error_in_one_sentence(tmp_path, spec, message):
     (tmp_path / "some.csv").write_text("a\n1\n")
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         list(examples(spec, tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""Definitions come out of the lines they stand in, and the match rule accepts the fact and nothing less."""
+"""Definitions are found in the lines of a page, and the match rule accepts the fact and nothing less."""
 
 import pytest
 
@@ -40,7 +40,7 @@ def test_definition_is_found(text, subject, definiens):
         "",
     ],
 )
-def test_what_defines_nothing_gives_no_fact(text):
+def test_a_text_without_a_definition_gives_no_fact(text):
     assert fact_of(text) is None
 
 
@@ -52,7 +52,7 @@ def test_a_subject_is_asked_about_once():
 
 
 @pytest.mark.parametrize(
-    ("said", "right"),
+    ("answer", "right"),
     [
         ("A hat is a head covering.", True),
         ("It is head covering, worn outside.", True),
@@ -63,5 +63,5 @@ def test_a_subject_is_asked_about_once():
         ("", False),
     ],
 )
-def test_match_rule(said, right):
-    assert states(said, "a head covering") is right
+def test_match_rule(answer, right):
+    assert states(answer, "a head covering") is right

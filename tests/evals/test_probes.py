@@ -65,13 +65,13 @@ def test_no_question_is_in_training_and_held_out(judged):
     assert not any(q.startswith(conversations.HELDOUT_QUESTION.split("{")[0]) for q in train)
 
 
-def test_held_out_subjects_are_about_the_share_asked_for():
+def test_the_held_out_share_of_subjects_is_about_the_configured_one():
     sides = [split_of(f"name {i}", 20) for i in range(2000)]
     assert 0.17 < sides.count(HELDOUT) / 2000 < 0.23
     assert split_of("The Hat", 20) == split_of("the hat", 20)
 
 
-def test_sums_come_with_one_of_two_ways_and_the_same_sort_of_question():
+def test_sums_are_solved_in_one_of_two_ways_for_questions_of_the_same_form():
     rows = list(conversations.about_problems(Environment(), 20, 10, seed=1, split=TRAIN))
     assert [row.kind for row in rows] == ["arithmetic"] * 20 + ["calculator"] * 10
     assert all(("<tool_call>" in row.messages[1][1]) == (row.kind == "calculator") for row in rows)
@@ -100,7 +100,7 @@ def test_parquet_of_conversations_is_the_same_bytes_and_reads_through_datasets(j
     assert [row["record_id"] for row in read] == [row.record_id for row in rows]
 
 
-def test_ones_own_conversations_join_from_jsonl(tmp_path):
+def test_own_conversations_are_read_from_jsonl(tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_text(
         json.dumps({"question": "Ping?", "answer": "Pong."})
@@ -117,6 +117,6 @@ def test_ones_own_conversations_join_from_jsonl(tmp_path):
         list(conversations.from_dataset(str(tmp_path / "missing.jsonl"), tmp_path / "cache"))
 
 
-def test_a_share_that_holds_out_nothing_is_refused():
+def test_a_share_that_holds_out_nothing_is_an_error():
     with pytest.raises(ConfigError, match="not between"):
         MixtureConfig(heldout_percent=0)

@@ -93,7 +93,7 @@ def hashes(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-def test_every_output_is_whole(chain):
+def test_every_output_is_complete(chain):
     found = json.loads((chain / "eval_reports" / "report.json").read_text())
     assert found["bits_per_byte"].keys() >= {"base", "SFT", "RL", "unigram", "zstd"}
     assert found["accuracy"]["RL"]["n"] == 24
@@ -122,7 +122,7 @@ def test_the_same_sft_model_gives_the_same_rl_model_to_the_byte(chain):
     assert hashes(chain / "rl_again") == hashes(chain / "rl_model")
 
 
-def test_reinforcement_that_dies_and_goes_on_gives_the_same_bytes(chain, monkeypatch):
+def test_rl_interrupted_and_resumed_gives_the_same_bytes(chain, monkeypatch):
     from model.rollouts import Rollouts
 
     class PowerCut(Exception):
@@ -175,7 +175,7 @@ def test_no_held_out_sum_occurs_in_training(chain):
     assert not asked & {p.prompt for p in heldout}
 
 
-def test_an_unknown_setting_is_one_sentence(chain, capsys):
+def test_an_unknown_setting_is_an_error_in_one_sentence(chain, capsys):
     from evals import report as module
 
     config = json.loads((chain / "eval_reports.json").read_text()) | {"params": {"problem": 3}}

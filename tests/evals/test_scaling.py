@@ -16,16 +16,16 @@ def test_a_power_law_is_found_again():
     assert law.at(1e15) == pytest.approx(40.0 * 1e15**-0.1)
 
 
-def test_a_model_trained_badly_stands_off_the_line():
+def test_a_badly_trained_model_is_off_the_line():
     assert fit(on_a_law(40.0, 0.1, off=1.3)).worst > 0.1
 
 
-def test_one_size_makes_no_law():
+def test_one_size_is_too_few_for_a_law():
     with pytest.raises(ValueError, match="different size"):
         fit(on_a_law(40.0, 0.1)[:1])
 
 
-def test_the_picture_depends_on_the_numbers_alone(tmp_path):
+def test_the_plot_depends_on_the_numbers_alone(tmp_path):
     points = on_a_law(40.0, 0.1)
     for name in ("a.png", "b.png"):
         draw(points, fit(points), tmp_path / name)

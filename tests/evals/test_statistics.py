@@ -9,14 +9,14 @@ from evals.statistics import newcombe_difference, paired_bootstrap, proportion, 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 10), (1, 10), (7, 10), (10, 10), (250, 500), (499, 500)])
 @pytest.mark.parametrize("confidence", [0.9, 0.95])
-def test_wilson_interval_is_scipys(successes, n, confidence):
+def test_the_wilson_interval_equals_scipys(successes, n, confidence):
     expected = binomtest(successes, n).proportion_ci(confidence, method="wilson")
     assert wilson_interval(successes, n, confidence) == pytest.approx(
         (expected.low, expected.high), abs=1e-12
     )
 
 
-def test_nothing_asked_leaves_everything_possible():
+def test_an_empty_sample_gives_the_whole_interval():
     assert wilson_interval(0, 0) == (0.0, 1.0)
     with pytest.raises(ValueError, match="not a proportion"):
         wilson_interval(3, 2)

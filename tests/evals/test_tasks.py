@@ -1,4 +1,4 @@
-"""Answers are judged as the definitions say, and the verdict follows from its conditions."""
+"""Answers are graded as the definitions say, and the verdict follows from its conditions."""
 
 import pytest
 
@@ -39,7 +39,7 @@ SUBJECTS = [
 
 
 def test_rates_are_those_of_the_definitions(monkeypatch):
-    said = {
+    answers = {
         "Can you say what Timbuktu is?": "Timbuktu is an ancient city in Mali.",
         "Can you say what Radio is?": "I don't know.",
         "What is Jinan?": "Jinan is the capital of the Shandong province.",
@@ -49,7 +49,7 @@ def test_rates_are_those_of_the_definitions(monkeypatch):
         "What is Voulio?": "Radio is the technology of communicating.",
     }
     monkeypatch.setattr(
-        "evals.tasks.respond", lambda model, tokenizer, questions, chat: [said[q] for q in questions]
+        "evals.tasks.respond", lambda model, tokenizer, questions, chat: [answers[q] for q in questions]
     )
     rates = {k: (p.successes, p.n) for k, p in measure_knowledge(None, None, SUBJECTS, 10, True).items()}
     assert rates == {
@@ -63,12 +63,12 @@ def test_rates_are_those_of_the_definitions(monkeypatch):
     }
 
 
-def test_every_way_to_ask_is_looked_for_in_training_data():
+def test_every_phrasing_is_searched_for_in_training_data():
     (forms,) = questions_about(SUBJECTS[:1])
     assert {"What is Timbuktu?", "Can you say what Timbuktu is?"} < forms
 
 
-def test_sums_are_told_apart_by_the_way_they_were_done():
+def test_sums_done_by_calculator_and_in_the_text_are_counted_apart():
     problem = Problem("1 + 1", "What is 1 + 1?", "2", "", "")
     texts = [
         ("<tool_call>1 + 1</tool_call>", 1.0),
