@@ -50,7 +50,7 @@ def training_set(run: StageRun) -> Evidence:
 
 def _crawl_table(crawls: Mapping[str, Mapping[str, Any]]) -> str:
     rows = [f"| {name} | {c['documents']:,} | {c['dropped']:,} |" for name, c in crawls.items()]
-    return "\n".join(["| crawl | documents | in an older crawl already |", "|---|--:|--:|", *rows])
+    return "\n".join(["| crawl | documents | already in an older crawl |", "|---|--:|--:|", *rows])
 
 
 def _overlap_table(sets: Mapping[str, Mapping[str, int]]) -> str:

@@ -39,7 +39,7 @@ def print_demo(root: Path, console: Console) -> None:
         "what was dropped      reports/cleaned_corpus/sample.html\n"
         "see it all            make ui\n"
         "talk with it          .venv/bin/stemma chat\n"
-        "check the tree        .venv/bin/stemma audit rl_model\n"
+        "audit the tree        .venv/bin/stemma audit rl_model\n"
         "find a page           .venv/bin/stemma why URL\n"
         "your own pages        .venv/bin/stemma materialize --crawl mine='warcs/*.warc.gz'",
         soft_wrap=True,

@@ -103,7 +103,7 @@ def _named_files(ledger: DvcLedger, stage: Stage, reason: str, statement: Statem
         return reason
     files = changed_files(statements.code_hashes(statement), ledger.closure(stage))
     shown = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-    return f"its code changed: {shown}" if files else "another version of a library that decides"
+    return f"its code changed: {shown}" if files else "a library that decides it has another version"
 
 
 def print_status(rows: list[StageStatus], console: Any) -> None:

@@ -184,7 +184,7 @@ class _StageAudit:
     def _compare_inputs(self, statement: Statement | None) -> None:
         """The inputs that dvc.lock and the statement record, against the versions upstream."""
         recorded = self._recorded_deps()
-        rebuild = f"It was made from something else. Rebuild it: {self.rebuild}"
+        rebuild = f"It was built from something else. Rebuild it: {self.rebuild}"
         stated = upstream_versions(statement) if statement else {}
         upstream = [self.ledger.chain.stage(name) for name in self.node.upstream]
         for path in self.stage.data_deps:

@@ -65,7 +65,7 @@ def compare_mlflow(ledger: DvcLedger, report: AuditReport, find_runs: FindRuns) 
         elif not any(_has_read(run, read) for run in runs):
             found = ", ".join(f"{n} {v}" for n, v in sorted((runs[-1].get("datasets") or {}).items()))
             expected = ", ".join(f"{n} {v}" for n, v in sorted(read.items()))
-            fix = f"It was made from something else. Rebuild it: stemma materialize {node.stage} --force"
+            fix = f"It was built from something else. Rebuild it: stemma materialize {node.stage} --force"
             report.disagreements.append(
                 Disagreement(node.stage, f"MLflow: datasets of {node.stage}", expected, found or "none", fix)
             )

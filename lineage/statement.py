@@ -78,7 +78,7 @@ def _parse(root: Path, stage: str, version: str) -> tuple[Any, str]:
 def _require_version(statement: Statement, version: str, shown: str) -> None:
     stated = dvc_version(statement)
     if stated != version:
-        raise StatementError(f"{shown}: speaks of version {stated}, but is named for {version}.")
+        raise StatementError(f"{shown}: describes version {stated}, but is named for {version}.")
 
 
 def validate(statement: Any, where: str = "statement") -> None:

@@ -70,8 +70,8 @@ def check_code(root: Path, chain: Chain, params: Mapping[str, Any]) -> None:
     wanted, found = render_code(root, chain, params), path.read_text("utf-8") if path.is_file() else ""
     if wanted != found:
         raise WorkspaceError(
-            f"{CODE_FILE} is not that of the code here ({_difference(parse_yaml(found), parse_yaml(wanted))}). "
-            "Update it with 'stemma generate', look at 'git diff code.yaml' and run again."
+            f"{CODE_FILE} is out of date ({_difference(parse_yaml(found), parse_yaml(wanted))}). "
+            "Update it with 'stemma generate', check 'git diff code.yaml' and run again."
         )
 
 

@@ -234,13 +234,13 @@ class Workspace:
             place = self.short(Path(os.fsdecode(error.filename))) if error.filename else what
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 message = (
-                    f"{what}: the disk is full while writing {place}. The version before is untouched. "
+                    f"{what}: the disk is full while writing {place}. The previous version is untouched. "
                     "Free some space (work/ holds work in progress, 'dvc gc -w' drops old versions) "
                     "and run again: it resumes."
                 )
             elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
                 message = (
-                    f"{what}: {place} cannot be written ({error.strerror}). The version before is untouched. "
+                    f"{what}: {place} cannot be written ({error.strerror}). The previous version is untouched. "
                     f"Allow it with 'chmod -R u+w {place}', or mount it writable, and run again."
                 )
             else:

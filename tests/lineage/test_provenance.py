@@ -137,5 +137,5 @@ def test_a_missing_damaged_or_misplaced_statement_is_refused(made):
         with pytest.raises(StatementError, match="not a valid in-toto statement"):
             read_statement(made.root, "tokenizer", version)
     path.write_text(json.dumps(statement_of(made, "base_model")))
-    with pytest.raises(StatementError, match="speaks of version"):
+    with pytest.raises(StatementError, match="describes version"):
         read_statement(made.root, "tokenizer", version)
