@@ -9,7 +9,7 @@ from corpus.sample_web.texts import Article, Texts, sentences
 from corpus.sample_web.trouble import BROKEN_VARIANTS, SPAM_VARIANTS
 
 MIN_PAGES = 100  # with fewer, some kinds of trouble would be missing
-ALMANAC_PAGES = 60  # facts that 0.7M parameters can hold at 98-100 % recall; 300 are too many
+ALMANAC_PAGES = 60  # facts that a model of 0.8M parameters can hold at 98-100 % recall; 300 are too many
 SHARES = {  # of all pages: (share, at least); the rest are plain articles
     "other_language": (0.18, 8),
     "mirror": (0.06, 4),
