@@ -35,7 +35,10 @@ def compare(measured: Mapping[str, Measurements], heldout: HeldoutText, config: 
         "finished": {LABELS[name]: _round(m.finished) for name, m in measured.items()},
         "gain": gain.as_dict(),
         "gain_unpaired": newcombe_difference(sft.accuracy, rl.accuracy).as_dict(),
-        "ways": {LABELS[name]: {k: p.as_dict() for k, p in m.ways.items()} for name, m in measured.items()},
+        "ways": {
+            LABELS[name]: {k: p.as_dict() for k, p in m.calculator_use.items()}
+            for name, m in measured.items()
+        },
         "knowledge": {
             LABELS[name]: {k: p.as_dict() for k, p in m.knowledge.items()} for name, m in measured.items()
         },

@@ -29,8 +29,8 @@ class Measurements:
     bits_per_byte: float
     solved: list[bool]
     finished: float  # share of answers to problems that stop by themselves
-    ways: dict[str, Proportion]  # tasks.calculator_use
-    knowledge: dict[str, Proportion]  # tasks.measure_knowledge
+    calculator_use: dict[str, Proportion]  # as the task function of that name defines it
+    knowledge: dict[str, Proportion]  # as tasks.measure_knowledge defines it
     attempts: list[Attempt] = field(default_factory=list)
     samples: list[dict[str, str]] = field(default_factory=list)  # kind, question, answer
 

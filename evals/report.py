@@ -33,7 +33,7 @@ def build_report(job: Job) -> None:
     config = read_settings(EvalConfig, job.params, "eval_reports")
     torch.set_num_threads(config.threads)
     folders = {name: job.input(name) for name in LABELS}
-    environment = task_of(folders["rl_model"])
+    environment = environment_of(folders["rl_model"])
     probes = read_probes(folders["sft_model"] / "conversations")
     heldout = HeldoutText(folders["base_model"], config)
     measured: dict[str, Measurements] = {}
@@ -49,7 +49,7 @@ def build_report(job: Job) -> None:
     job.log.result(**summary_numbers(report))
 
 
-def task_of(rl_model: Path) -> Environment:
+def environment_of(rl_model: Path) -> Environment:
     """The environment in which the RL model was trained, as its summary records it."""
     summary = json.loads((rl_model / "summary.json").read_text("utf-8"))
     return Environment(summary["environment"], summary["options"], summary["calculator"])

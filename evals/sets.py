@@ -97,7 +97,7 @@ def _local(name: str, path: Path) -> Any:
     kind = FORMATS.get(Path(path.name.removesuffix(".gz")).suffix)
     if kind is None or not path.is_file():
         raise ConfigError(
-            f"training_set.eval_sets.{name}: {path} is no readable file of the kinds {', '.join(FORMATS)} (or .gz)."
+            f"training_set.eval_sets.{name}: {path} is no readable file; the formats are {', '.join(FORMATS)} (or .gz)."
         )
     disable_progress_bars()
     return load_dataset(kind, data_files=str(path), split="train")
