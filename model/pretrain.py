@@ -74,7 +74,7 @@ def pretrain(job: Job) -> None:
             what="base model",
         )
     log_duration(expected, time.perf_counter() - started, job.log)
-    export(result, expected, data, vocabulary, job)
+    export(model, result, expected, data, vocabulary, job)
     destroy_distributed()
 
 

@@ -10,18 +10,21 @@ from core.files import write_json
 from model.data.loader import TokenData
 from model.hub.save import save_pretrained
 from model.job import Job
+from model.network.transformer import Transformer
 from model.training.estimate import Estimate
 from model.training.trainer import TrainResult, write_curve
 
 
-def export(result: TrainResult, expected: Estimate, data: TokenData, vocabulary: Path, job: Job) -> None:
+def export(
+    model: Transformer, result: TrainResult, expected: Estimate, data: TokenData, vocabulary: Path, job: Job
+) -> None:
     """Write the finished folder: weights and tokenizer for `transformers`, shards, curve, summary."""
-    module, world = result.engine.module, result.engine.world
-    summary = summarise(result, expected, data)
+    world = result.engine.world
+    summary = summarise(model, result, expected, data)
     with result.engine.gathered():
         if world.rank == 0:
             partial = job.fresh_partial()
-            save_pretrained(module, vocabulary, partial, model_card(summary))
+            save_pretrained(model, vocabulary, partial, model_card(summary))
     if world.rank == 0:
         shutil.move(data.folder, partial / "tokens")
         write_curve(partial / "curve.jsonl", result.curve)
@@ -32,7 +35,7 @@ def export(result: TrainResult, expected: Estimate, data: TokenData, vocabulary:
     job.log.result(**summary)
 
 
-def summarise(result: TrainResult, expected: Estimate, data: TokenData) -> dict[str, Any]:
+def summarise(model: Transformer, result: TrainResult, expected: Estimate, data: TokenData) -> dict[str, Any]:
     """The numbers of a run, none of which depends on time or machine."""
     state, last = result.state, result.curve[-1]
     bpb = last.get("held_out_bpb")
@@ -42,7 +45,7 @@ def summarise(result: TrainResult, expected: Estimate, data: TokenData) -> dict[
         "held_out_documents": data.manifest["documents"]["held_out"],
         "split_by": data.manifest["split_by"],
         "corpus_tokens": data.manifest["tokens"]["train"],
-        "vocab_size": result.engine.module.config.vocab_size,
+        "vocab_size": model.config.vocab_size,
         "steps": state.step,
         "tokens": state.tokens,
         "flops": state.tokens * expected.flops_per_token,

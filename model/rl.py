@@ -75,7 +75,7 @@ def rl(job: Job) -> None:
         evaluate=lambda _: measure(model, tokenizer, environment, heldout, config),
         what="reinforcement",
     )
-    export(result, job, parent, config, before)
+    export(model, result, job, parent, config, before)
     destroy_distributed()
 
 
@@ -91,10 +91,17 @@ def measure(
     return {"heldout_accuracy": sum(a.reward for a in attempts) / len(attempts)}
 
 
-def export(result: TrainResult, job: Job, parent: Path, config: RlConfig, before: dict[str, float]) -> None:
+def export(
+    model: Transformer,
+    result: TrainResult,
+    job: Job,
+    parent: Path,
+    config: RlConfig,
+    before: dict[str, float],
+) -> None:
     """Write the finished folder: weights, tokenizer, curve, summary."""
     state, last = result.state, result.curve[-1]
-    summary = {
+    summary: dict[str, Any] = {
         "environment": config.dataset,
         "options": dict(config.options),
         "calculator": config.calculator,
@@ -111,7 +118,7 @@ def export(result: TrainResult, job: Job, parent: Path, config: RlConfig, before
     }
     if result.engine.world.rank == 0:
         partial = job.fresh_partial()
-        save_pretrained(result.engine.module, parent, partial, model_card(summary), chat=True)
+        save_pretrained(model, parent, partial, model_card(summary), chat=True)
         write_curve(partial / "curve.jsonl", result.curve)
         write_json(partial / "summary.json", summary)
         job.publish()

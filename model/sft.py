@@ -35,6 +35,7 @@ from model.data.prefetch import Prefetch
 from model.hub.load import load_pretrained
 from model.hub.save import save_pretrained
 from model.job import Job, run_main
+from model.network.transformer import Transformer
 from model.tokenizer import Tokenizer
 from model.training.sft_config import SftConfig
 from model.training.trainer import TrainResult, train, write_curve
@@ -81,7 +82,7 @@ def sft(job: Job) -> None:
             best="heldout_loss",
             what="assistant",
         )
-    export(result, job, parent, conversations, {"conversations": len(rows), "left_out": left_out})
+    export(model, result, job, parent, conversations, {"conversations": len(rows), "left_out": left_out})
     destroy_distributed()
 
 
@@ -120,7 +121,14 @@ def mean_loss(
     return total / count if count else float("nan")
 
 
-def export(result: TrainResult, job: Job, parent: Path, conversations: Path, counts: dict[str, int]) -> None:
+def export(
+    model: Transformer,
+    result: TrainResult,
+    job: Job,
+    parent: Path,
+    conversations: Path,
+    counts: dict[str, int],
+) -> None:
     """Write the finished folder: weights, tokenizer with chat template, the conversations, curve and summary."""
     state, last = result.state, result.curve[-1]
     summary: dict[str, Any] = counts | {
@@ -135,7 +143,7 @@ def export(result: TrainResult, job: Job, parent: Path, conversations: Path, cou
     with result.engine.gathered():
         if result.engine.world.rank == 0:
             partial = job.fresh_partial()
-            save_pretrained(result.engine.module, parent, partial, model_card(summary), chat=True)
+            save_pretrained(model, parent, partial, model_card(summary), chat=True)
     if result.engine.world.rank == 0:
         shutil.copytree(conversations, partial / "conversations")
         write_curve(partial / "curve.jsonl", result.curve)

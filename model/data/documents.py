@@ -1,15 +1,16 @@
-"""The documents that training reads: those of the cleaned corpora, less those that the training set leaves out."""
+"""The documents that training reads: those of the cleaned corpora, except those that the training set excludes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from core.errors import ConfigError
 
 
 def document_files(corpora: Sequence[Path]) -> list[Path]:
-    """The documents Parquet files of cleaned corpora, by corpus name, then file name. Raises ConfigError for none."""
+    """The Parquet files of cleaned corpora, by corpus name, then file name. Raises ConfigError for a corpus without."""
     files = []
     for corpus in sorted(map(Path, corpora), key=lambda c: c.name):
         found = sorted((corpus / "documents").glob("*.parquet"))
@@ -20,7 +21,7 @@ def document_files(corpora: Sequence[Path]) -> list[Path]:
 
 
 def left_out(training_set: Path | None) -> frozenset[tuple[str, str]]:
-    """(crawl, record_id) of every document in the ledger of a training set; none without one."""
+    """(crawl, record_id) of every document in the ledger of a training set; empty without a training set."""
     import pyarrow.dataset as ds
 
     files = sorted((training_set / "ledger").glob("*.parquet")) if training_set else []
@@ -34,19 +35,19 @@ def read_documents(
     corpora: Sequence[Path],
     columns: Sequence[str],
     training_set: Path | None = None,
-    at_once: int = 2000,
-) -> Iterator[dict[str, list]]:
-    """Batches of up to `at_once` documents, column name -> values, in the order of files and rows."""
+    batch_size: int = 2000,
+) -> Iterator[dict[str, list[Any]]]:
+    """Batches of up to `batch_size` documents, column name -> values, in the order of files and rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    unwanted = left_out(training_set)
-    keys = ["crawl", "record_id"] if unwanted else []
+    excluded = left_out(training_set)
+    keys = ["crawl", "record_id"] if excluded else []
     for path in document_files(corpora):
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(at_once, columns=list(dict.fromkeys([*columns, *keys]))):
-                if unwanted:
+            for batch in file.iter_batches(batch_size, columns=list(dict.fromkeys([*columns, *keys]))):
+                if excluded:
                     rows = zip(*(batch.column(key).to_pylist() for key in keys), strict=True)
-                    batch = batch.filter(pa.array([row not in unwanted for row in rows]))
+                    batch = batch.filter(pa.array([row not in excluded for row in rows]))
                 if batch.num_rows:
                     yield batch.select(list(columns)).to_pydict()

@@ -1,12 +1,12 @@
 """Which tokens a training step reads, as a pure function: batch = f(data, seed, step, rank, world size).
 
 Notable:
-- a row is T tokens to predict; its inputs are the tokens before them, and before a document stands the separator, as
-  in evaluation (pretrain.bits_per_byte). So every token of a document, and the separator that ends it, is predicted
-  once each time the document is read;
-- which documents stand in which row is order.py's: step s of B rows takes rows s·B … s·B+B-1, over all epochs;
-- the rows of a step do not depend on the number of processes, which only share them out;
-- so *which steps saw this page* is computed, not logged: `steps_that_saw`, and the other way `records_of`;
+- a row is T tokens to predict; its inputs are the preceding tokens, and a document is preceded by the separator, as in
+  evaluation (bits_per_byte.py). So every token of a document, and the separator that ends it, is predicted once each
+  time the document is read;
+- order.py decides which documents are in which row: step s of B rows takes rows s·B … s·B+B-1, over all epochs;
+- the rows of a step do not depend on the number of processes, which only divide them;
+- so *which steps saw this page* is computed, not logged: `steps_that_saw`, and its inverse `records_of`;
 - a document costs 40 bytes of memory and no Python object; tokens are memory-mapped, and record ids stay on disk.
 """
 
@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +29,9 @@ from model.data.order import Epoch, Order
 from model.data.shards import manifest_hash, read_manifest
 from model.network.config import IGNORE
 
+if TYPE_CHECKING:
+    from model.tokenizer import Tokenizer
+
 
 class TokenData:
     """A folder of token shards, memory-mapped."""
@@ -38,7 +42,7 @@ class TokenData:
         self.hash = manifest_hash(folder)
         self.separator: int = self.manifest["separator"]
         dtype = np.dtype(self.manifest["dtype"]).newbyteorder("<")
-        # Plain arrays over the maps: slicing a np.memmap costs ten times as much.
+        # Plain arrays over the maps: slicing an np.memmap takes ten times as long.
         self.shards = [
             np.asarray(np.memmap(self.folder / s["file"], dtype, "r")) if s["tokens"] else np.empty(0, dtype)
             for s in self.manifest["shards"]
@@ -54,12 +58,12 @@ class TokenData:
         return self._columns("n_bytes")["n_bytes"].to_numpy()
 
     def documents(self, split: str = TRAIN) -> np.ndarray:
-        """Numbers of the documents of a split, in the corpus' order."""
+        """Indices of the documents of a split, in the order of the corpus."""
         return np.flatnonzero(self._split[split])
 
     @property
     def tokens_an_epoch(self) -> int:
-        """Training tokens, those of a document as often as an epoch reads it (in the mean, where that is no number)."""
+        """Training tokens, each document's as often as an epoch reads it (on average, for fractional weights)."""
         documents = self.documents(TRAIN)
         return round(float(self.weight[documents] @ self.length[documents]))
 
@@ -68,7 +72,7 @@ class TokenData:
         start = self.start[document]
         return self.shards[self.shard[document]][start : start + self.length[document]]
 
-    def texts(self, tokenizer) -> Iterator[tuple[str, str]]:
+    def texts(self, tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
         """(record_id, text) of every document, decoded from its tokens."""
         for first, ids in self._record_ids():
             for document, record_id in enumerate(ids.to_pylist(), first):
@@ -95,7 +99,7 @@ class TokenData:
         return pq.read_table(self._index, columns=list(names), memory_map=True)
 
     def _record_ids(self) -> Iterator[tuple[int, pa.ChunkedArray]]:
-        """Record ids a row group at a time, with the number of the first: all together would be gigabytes."""
+        """Record ids a row group at a time, with the index of the first: all together would be gigabytes."""
         with pq.ParquetFile(self._index, memory_map=True) as file:
             first = 0
             for group in range(file.num_row_groups):
@@ -108,8 +112,8 @@ class TokenData:
 class Rows:
     """Rows of one step: inputs and targets (N, T) int64 token ids; a target that is padding is IGNORE (-100).
 
-    documents (N, T) int32, if asked for: the number of each input's document within its row, from 0 and ascending,
-    for a mask that keeps documents from seeing each other. A document's first input is the separator.
+    documents (N, T) int32, if requested: the number of each input's document within its row, from 0 and ascending,
+    for a mask that hides documents from each other. A document's first input is the separator.
     """
 
     inputs: np.ndarray
@@ -118,7 +122,10 @@ class Rows:
 
 
 class Loader:
-    """The rows of each step. seq_len: tokens a row (T); rows: rows a step over all processes (B)."""
+    """The rows of each step. seq_len: tokens a row (T); rows: rows a step over all processes (B).
+
+    Raises DataError where the data do not fill one row.
+    """
 
     def __init__(
         self,
@@ -145,7 +152,7 @@ class Loader:
         return self.order.tokens_an_epoch
 
     def batch(self, step: int, share: slice | None = None) -> Rows:
-        """The rows of this step; `share` of them for one of several processes."""
+        """The rows of this step; only `share` of them for one of several processes."""
         first, last, _ = (share or slice(None)).indices(self.rows)
         inputs, targets = (np.empty((last - first, self.seq_len), np.int64) for _ in range(2))
         documents = np.empty(inputs.shape, np.int32) if self.mask_documents else None
@@ -168,7 +175,8 @@ class Loader:
     def steps_that_saw(self, record_id: str, steps: int) -> list[int]:
         """Of the first `steps` steps, those that predict at least one token of this record's document."""
         documents, t = self.data.find(record_id), self.seq_len
-        seen, first_row, last_epoch = set(), 0, self.order.place(steps * self.rows - 1)[0]
+        seen: set[int] = set()
+        first_row, last_epoch = 0, self.order.place(steps * self.rows - 1)[0]
         for number in range(last_epoch + 1 if documents else 0):
             epoch = self.order.epoch(number)
             for i in np.flatnonzero(np.isin(epoch.document, documents)):
@@ -179,7 +187,7 @@ class Loader:
         return sorted(step for step in seen if step < steps)
 
     def _read(self, epoch: Epoch, row: int, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Fill the arrays (n, T) with rows row … row+n-1 of an epoch; the places where documents begin or go on."""
+        """Fill the arrays (n, T) with rows row … row+n-1 of an epoch. Returns the places where pieces begin."""
         begin, end = row * self.seq_len, row * self.seq_len + targets.size
         pieces = epoch.between(begin, end)
         document, start = epoch.document[pieces], epoch.start[pieces]
@@ -200,18 +208,18 @@ class Loader:
         if padded:
             before[before == IGNORE] = self.data.separator
         before[at] = self.data.separator
-        for i in np.flatnonzero(skipped):  # the document began in another row: the last of its tokens there
+        for i in np.flatnonzero(skipped):  # the document began in another row: its last token there
             before[at[i]] = shards[shard[i]][source[i] - 1]
         return at
 
 
 def _number(begins: np.ndarray, targets: np.ndarray, documents: np.ndarray) -> None:
-    """Fill documents (n, T) with the number of each place's document within its row; padding counts as one."""
-    marks = np.zeros(targets.size, np.int32)
-    marks[begins] = 1
-    if marks.size > 1:
+    """Fill documents (n, T) with the number of each place's document within its row; padding counts as a document."""
+    flat = np.zeros(targets.size, np.int32)
+    flat[begins] = 1
+    if flat.size > 1:
         padding = targets.reshape(-1) == IGNORE
-        marks[1:] |= padding[1:] & ~padding[:-1]
-    marks = marks.reshape(targets.shape)
+        flat[1:] |= padding[1:] & ~padding[:-1]
+    marks = flat.reshape(targets.shape)
     marks[:, 0] = 0
     np.cumsum(marks, axis=1, out=documents)

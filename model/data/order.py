@@ -1,16 +1,16 @@
 """In which order training reads documents, epoch by epoch: a pure function of (data, seed, epoch).
 
-An epoch is the training documents, each as often as its weight says, in an order drawn for it, laid out in rows of T
-places (tokens to predict). Two packings:
+An epoch is the training documents, each as often as its weight says, in a random order of its own, laid out in rows of
+T places (tokens to predict). Two packings:
 
-- `stream` lays them end to end and cuts that into rows: no place is empty, most documents are cut somewhere; what
-  does not fill a row at the epoch's end is not read in it;
-- `best_fit` gives rows whole documents (packing.py). Only a document longer than a row is cut, into row-sized
-  chunks, each a row of its own, and a rest that is packed like a document. Every token is read; a few places are not
-  filled.
+- `stream` concatenates them and cuts that into rows: no place is empty, most documents are cut somewhere; a remainder
+  that does not fill a row at the epoch's end is not read in it;
+- `best_fit` puts whole documents into rows (packing.py). Only a document longer than a row is cut, into row-sized
+  chunks, each a row of its own, and a remainder that is packed like a document. Every token is read; a few places
+  stay empty.
 
 Notable: the order comes from hashing (data, seed, epoch, place) and sorting, not from a library's random generator, so
-it is the same on every machine and with every version. 20 bytes a piece are all that an epoch holds.
+it is the same on every machine and with every version. An epoch takes 20 bytes of memory a piece.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from model.data.packing import pack
 
 @dataclass(frozen=True)
 class Epoch:
-    """An epoch laid out. Piece i is the tokens offset[i] … of document[i], length[i] of them, and is predicted at
-    places start[i] … of the epoch's `rows` rows of T places. Arrays are (pieces,), by start."""
+    """The layout of an epoch. Piece i is length[i] tokens of document[i] from offset[i] on, and is predicted at places
+    start[i] … of the epoch's `rows` rows of T places. Arrays are (pieces,), by start."""
 
     rows: int
     document: np.ndarray
@@ -47,8 +47,8 @@ class Epoch:
 class Order:
     """The epochs of a set of documents.
 
-    name: what the order depends on besides (the data's hash and a seed). documents: their numbers; length, in tokens,
-    and weight, times an epoch reads it, are theirs. seq_len: places a row (T).
+    name: what else the order depends on (the data's hash and a seed). documents: their indices; length: of each, in
+    tokens; weight: times an epoch reads it. seq_len: places a row (T). Raises ConfigError for an unknown packing.
     """
 
     def __init__(
@@ -63,16 +63,16 @@ class Order:
         check_packing(packing)
         self.name, self.seq_len, self.packing = name, seq_len, packing
         self._documents, self._length, self._weight = documents.astype(np.int32), length, weight
-        self._whole = bool((weight == np.floor(weight)).all())  # then every epoch reads the same
+        self._whole = bool((weight == np.floor(weight)).all())  # then every epoch reads the same documents
         self.tokens_an_epoch = round(float(weight @ length))
-        self._first_row = (0,)  # of each epoch known so far, and of the next
+        self._first_row: tuple[int, ...] = (0,)  # of each epoch known so far, and of the next
         self.epoch = lru_cache(maxsize=2)(self._lay_out)
         self.rows_in = lru_cache(maxsize=None)(self._count_rows)
 
     @property
     def fills_rows(self) -> bool:
-        """Whether there is a row to read. With fractional weights one epoch may read less than another, so two rows
-        an epoch are asked of them: then some epoch has one."""
+        """Whether there is a row to read. With fractional weights an epoch may read less than another, so two rows an
+        epoch are required: then some epoch has at least one."""
         return self.tokens_an_epoch >= (1 if self._whole else 2) * self.seq_len
 
     def place(self, row: int) -> tuple[int, int]:
@@ -82,7 +82,7 @@ class Order:
         first = self._first_row
         while first[-1] <= row:
             first += (first[-1] + self.rows_in(len(first) - 1),)
-        self._first_row = first  # at once, since two threads may ask
+        self._first_row = first  # in one assignment: two threads may ask
         number = bisect_right(first, row) - 1
         return number, row - first[number]
 
@@ -96,8 +96,7 @@ class Order:
             row, n = row + taken, n - taken
 
     def packed(self, number: int = 0) -> dict[str, float]:
-        """Shares of an epoch: `full` of its places that hold a token, `cut` of its documents that stand in more than
-        one row."""
+        """Shares of an epoch: `full`: of its places, with a token; `cut`: of its documents, in more than one row."""
         epoch, t = self.epoch(number), self.seq_len
         end = np.minimum(epoch.start + epoch.length, epoch.rows * t)
         read = np.maximum(0, end - epoch.start)
@@ -118,13 +117,13 @@ class Order:
         return int((length // self.seq_len).sum(dtype=np.int64)) + pack(tails, self.seq_len).rows
 
     def _lay_out(self, number: int) -> Epoch:
-        """Epoch `number`, from nothing but the documents, the name and the number."""
+        """Epoch `number`, which depends on the documents, the name and the number only."""
         entries = self._entries(number)
         order = entries[np.argsort(self._draw(len(entries), number, "order"))]
         return self._stream(order) if self.packing == "stream" else self._best_fit(order, number)
 
     def _entries(self, epoch: int) -> np.ndarray:
-        """Places in `documents` of those that an epoch reads, each as often as it does.
+        """Indices into `documents` of those that an epoch reads, each as often as it does.
 
         A document of weight w and a number u in [0, 1) of its own has been read floor(w·e + u) times before epoch e:
         with w = 0.5 every other epoch, half of the documents in each.
@@ -148,7 +147,7 @@ class Order:
         # 0, 1, … of its document.
         chunk = np.arange(chunks.sum()) - np.repeat(np.cumsum(chunks) - chunks, chunks)
         tails = np.flatnonzero(tail)
-        from_largest = (t - tail[tails]).astype(np.min_scalar_type(t))  # two bytes sort in linear time
+        from_largest = (t - tail[tails]).astype(np.min_scalar_type(t))  # radix sort of two bytes is linear
         tails = tails[np.argsort(from_largest, kind="stable")]
         packing = pack(np.bincount(tail[tails], minlength=t), t)
         packed = tails[packing.item]
@@ -160,7 +159,7 @@ class Order:
 
         place = np.empty(rows, np.uint64)
         place[np.argsort(self._draw(rows, number, "rows"))] = np.arange(rows, dtype=np.uint64)
-        # Within a row the order is mixed too (Knuth's multiplicative hash): the longest would always come first.
+        # The order within a row is mixed too (Knuth's multiplicative hash): otherwise the longest would come first.
         mixed = np.arange(len(row), dtype=np.uint32) * np.uint32(2654435761)
         key = place[row] << np.uint64(32) | mixed
         by_place = np.argsort(key)
@@ -172,14 +171,14 @@ class Order:
         return Epoch(rows, document, offset[by_place], length, row * t + in_row)
 
     def _draw(self, n: int, *purpose: int | str) -> np.ndarray:
-        """n different uint64, evenly spread, that depend on name and purpose: SplitMix64's stream."""
+        """n distinct uint64, uniformly distributed, that depend on name and purpose: SplitMix64's stream."""
         key = hashlib.sha256("/".join(map(str, (self.name, *purpose))).encode()).digest()
         step = np.uint64(0x9E3779B97F4A7C15)
         return mix(np.uint64(int.from_bytes(key[:8], "little")) + np.arange(n, dtype=np.uint64) * step)
 
 
 def mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser (Steele et al. 2014): a bijection of uint64 that leaves no pattern in its bits."""
+    """SplitMix64's finaliser (Steele et al. 2014): a bijection of uint64 whose output bits look random."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

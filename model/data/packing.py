@@ -1,13 +1,13 @@
-"""Best-fit-decreasing packing: items of up to `capacity` tokens into as few rows of that many as can be.
+"""Best-fit-decreasing packing: items of up to `capacity` tokens into few rows of that size.
 
-Every item, the largest first, goes to the row with the least free space that still holds it (arXiv 2404.10830:
-truncating fewer documents than the concatenated stream makes models say fewer things that nobody wrote). Notable:
+Every item, the largest first, goes to the row with the least free space that still fits it (arXiv 2404.10830:
+truncating fewer documents than the concatenated stream reduces hallucination). Notable:
 
-- rows with equal free space are alike, so items of one size are placed by the thousand: the work grows with the
-  number of sizes, not of items. That is also why the result depends on nothing but how many items of each size
-  there are: the same rows in every epoch, only other documents of that size in them;
-- where the sizes do not fit together (all of 0.6 rows, say) the emptiest rows are taken apart and their items cut
-  to fill the gaps of the others, until FULL of all places hold a token. No token is ever lost.
+- rows with equal free space are interchangeable, so items of one size are placed in bulk: the work grows with the
+  number of sizes, not of items. So the result depends only on how many items of each size there are: the same rows
+  in every epoch, with other documents of that size in them;
+- where the sizes do not fit together (all of 0.6 rows, say) the emptiest rows are dissolved and their items cut to
+  fill the gaps of the others, until FULL of all places hold a token. No token is lost.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FULL = 0.99  # share of the places that must hold a token; below it items are cut
+FULL = 0.99  # share of the places that must hold a token; below, items are cut
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def best_fit(counts: np.ndarray, capacity: int) -> np.ndarray:
                 space = capacity
                 rows = np.arange(opened, opened + -(-left // (capacity // size)), dtype=np.int32)
                 opened += len(rows)
-            # A row that takes one item has become the tightest for the next of the same size: it takes all it can.
+            # A row that takes one item becomes the tightest for the next of the same size, so it takes as many as fit.
             each = space // size
             used = min(len(rows), -(-left // each))
             placed = min(left, used * each)
@@ -87,26 +87,26 @@ def best_fit(counts: np.ndarray, capacity: int) -> np.ndarray:
 
 
 def _filled(packing: Packing, capacity: int, rows: int) -> Packing:
-    """The same items in only `rows` rows: those of the emptiest rows laid end to end and cut into the others' gaps."""
+    """The same items in only `rows` rows: those of the emptiest rows are concatenated and cut into the others' gaps."""
     used = np.bincount(packing.row, packing.length).astype(np.int64)
     fullest_first = np.argsort(-used, kind="stable")
     number = np.empty(len(used), np.int32)
     number[fullest_first] = np.arange(len(used))
     row = number[packing.row]
-    stays, loose = np.flatnonzero(row < rows), np.flatnonzero(row >= rows)
+    kept, moved = np.flatnonzero(row < rows), np.flatnonzero(row >= rows)
 
-    item_ends = np.cumsum(packing.length[loose], dtype=np.int64)
-    gap_rows = np.arange(rows, dtype=np.int32)[::-1]  # the biggest gaps first: the fewest cuts
+    item_ends = np.cumsum(packing.length[moved], dtype=np.int64)
+    gap_rows = np.arange(rows, dtype=np.int32)[::-1]  # the largest gaps first: the fewest cuts
     gap_ends = np.cumsum(capacity - used[fullest_first[gap_rows]])
     ends = np.union1d(item_ends, gap_ends[gap_ends < item_ends[-1]])
     ends = ends[ends > 0]
     begins = np.concatenate([[0], ends[:-1]])
     cut = np.searchsorted(item_ends, begins, "right")
-    offset = begins - (item_ends - packing.length[loose])[cut]
+    offset = begins - (item_ends - packing.length[moved])[cut]
     return Packing(
         rows,
-        np.concatenate([row[stays], gap_rows[np.searchsorted(gap_ends, begins, "right")]]),
-        np.concatenate([packing.item[stays], packing.item[loose[cut]]]),
-        np.concatenate([packing.offset[stays], offset.astype(np.int32)]),
-        np.concatenate([packing.length[stays], (ends - begins).astype(np.int32)]),
+        np.concatenate([row[kept], gap_rows[np.searchsorted(gap_ends, begins, "right")]]),
+        np.concatenate([packing.item[kept], packing.item[moved[cut]]]),
+        np.concatenate([packing.offset[kept], offset.astype(np.int32)]),
+        np.concatenate([packing.length[kept], (ends - begins).astype(np.int32)]),
     )

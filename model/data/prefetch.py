@@ -1,11 +1,11 @@
-"""The batches of the next steps, made in the background while this one trains.
+"""The batches of the next steps, made in the background during the current step.
 
     with Prefetch(make_batch, steps) as batches:
         train(model, config, batches, …)
 
 For batches that depend on nothing but the step (pretraining, SFT); those of reinforcement learning depend on the
-weights. One thread makes them, one after the other and in order, so they are exactly what make_batch gives. It must
-not use torch's global generator, which the training loop seeds for itself.
+weights. One thread makes them in order, so they are exactly what make_batch returns. make_batch must not use torch's
+global generator, which the training loop seeds itself.
 """
 
 from __future__ import annotations
@@ -16,50 +16,50 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-Made = TypeVar("Made")
+T = TypeVar("T")
 
 
-class Prefetch(Generic[Made]):
-    """make(step) with the results of the next `ahead` steps at hand. Another step than the next restarts it from there;
-    an error in `make` is raised when its step is asked for. waited: seconds that callers have waited so far."""
+class Prefetch(Generic[T]):
+    """make(step), with the results of the next `ahead` steps prepared. A step out of order restarts it from there;
+    an error in `make` is raised when its step is requested. waited: seconds that callers have waited so far."""
 
-    def __init__(self, make: Callable[[int], Made], steps: int, ahead: int = 4):
+    def __init__(self, make: Callable[[int], T], steps: int, ahead: int = 4):
         self.make, self.steps, self.ahead = make, steps, ahead
         self.waited = 0.0
         self._thread = ThreadPoolExecutor(1, "prefetch")
-        self._under_way: deque[tuple[int, Future[Made]]] = deque()
+        self._pending: deque[tuple[int, Future[T]]] = deque()
 
-    def __call__(self, step: int) -> Made:
-        if not self._under_way or self._under_way[0][0] != step:
-            self._forget()
+    def __call__(self, step: int) -> T:
+        if not self._pending or self._pending[0][0] != step:
+            self._cancel()
             self._start(step)
-        made = self._under_way.popleft()[1]
-        following = self._under_way[-1][0] + 1 if self._under_way else step + 1
+        result = self._pending.popleft()[1]
+        following = self._pending[-1][0] + 1 if self._pending else step + 1
         for other in range(following, min(step + self.ahead + 1, self.steps)):
             self._start(other)
         begin = time.perf_counter()
         try:
-            return made.result()
+            return result.result()
         except BaseException:
-            self._forget()  # whoever asks again gets another try
+            self._cancel()  # another request tries again
             raise
         finally:
             self.waited += time.perf_counter() - begin
 
     def close(self) -> None:
-        """Stop; the thread is gone when this returns."""
-        self._forget()
+        """Stop the thread and wait for its end."""
+        self._cancel()
         self._thread.shutdown()
 
-    def __enter__(self) -> Prefetch[Made]:
+    def __enter__(self) -> Prefetch[T]:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _start(self, step: int) -> None:
-        self._under_way.append((step, self._thread.submit(self.make, step)))
+        self._pending.append((step, self._thread.submit(self.make, step)))
 
-    def _forget(self) -> None:
-        while self._under_way:
-            self._under_way.popleft()[1].cancel()
+    def _cancel(self) -> None:
+        while self._pending:
+            self._pending.popleft()[1].cancel()

@@ -1,18 +1,18 @@
-"""Documents to token shards, and a record of where each one lies.
+"""Documents to token shards, and an index of where each one lies.
 
 A folder of shards holds shard-00000.bin … (flat little-endian uint16, or uint32 for vocabularies that need it;
 each document's tokens, then the separator <|endoftext|>), index.parquet (one row a document) and manifest.json
-(hashes of it all; its own sha256 names the data everywhere). Notable:
+(hashes of all of it; its own sha256 identifies the data everywhere). Notable:
 
-- the order is that of the corpus, so the same documents give the same bytes; shuffling is the loader's;
-- the held-out split is a pure function of the host's name, so near-copies, which live on one host, never stand on
-  both sides. With few hosts, or one that holds much of the text, that would hold out nothing or far too much:
-  then it is a function of the document's text, and `manifest["split_by"]` and a message say so;
-- a held-out document that training documents repeat for more than half is a `near_copy` (near_copies.py): neither
+- the order is that of the corpus, so the same documents give the same bytes; the loader shuffles;
+- the held-out split is a pure function of the host's name, so that near-duplicates on one host are never on both
+  sides. With few hosts, or one that has much of the text, that would hold out nothing or far too much:
+  then it is a function of the document's text, as `manifest["split_by"]` and a message report;
+- a held-out document of which training documents repeat more than half is a `near_copy` (near_copies.py): neither
   trained on nor measured;
-- a document is stored once and carries a `weight`, how many times an epoch reads it: that of its host, else of its
-  crawl, else 1. Hosts named in `upsample` are besides never held out; `weights` do not touch the split;
-- nothing is held in memory for each document but a few numbers: the index grows in a draft on disk.
+- a document is stored once and has a `weight`, how many times an epoch reads it: that of its host, else of its crawl,
+  else 1. Hosts named in `upsample` are never held out; `weights` do not affect the split;
+- memory is a few numbers a document: the index is first written to a draft on disk.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
+from io import BufferedWriter
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,11 +39,14 @@ from model.data.documents import document_files, left_out, read_documents
 from model.data.near_copies import repeated
 from model.run_log import RunLog
 
-REPEATED = 0.5  # of a held-out document; more, and its score would tell what the model remembers
-SHARD_TOKENS = 2**27  # 256 MiB of uint16: big enough to be few, small enough to move
+if TYPE_CHECKING:
+    from model.tokenizer import Tokenizer
+
+REPEATED = 0.5  # share of a held-out document; above, its score would measure what the model remembers
+SHARD_TOKENS = 2**27  # 256 MiB of uint16: few files, each small enough to move
 ENCODE_AT_ONCE = 2000  # documents; enough for all cores of the tokenizer
-MIN_HOSTS = 20  # fewer, and a share of the hosts is too coarse a share of the text
-FAR_OFF = 2.0  # times the share that was asked for: then hosts are no good measure of it
+MIN_HOSTS = 20  # with fewer, a share of the hosts is too coarse a share of the text
+MAX_SHARE_ERROR = 2.0  # factor between the share obtained and requested, above which hosts are not used
 COLUMNS = ["record_id", "crawl", "host", "text"]
 
 INDEX_SCHEMA = pa.schema(
@@ -51,7 +56,7 @@ INDEX_SCHEMA = pa.schema(
         ("host", pa.string()),
         ("shard", pa.int32()),
         ("start", pa.int64()),  # tokens from the shard's beginning
-        ("length", pa.int64()),  # tokens, the separator after the document included
+        ("length", pa.int64()),  # tokens, including the separator after the document
         ("n_bytes", pa.int64()),  # of the document as UTF-8
         ("split", pa.string()),  # train, held_out or near_copy
         ("weight", pa.float64()),  # times an epoch reads it, on average over epochs
@@ -62,17 +67,17 @@ DRAFT_SCHEMA = pa.schema([*list(INDEX_SCHEMA)[:7], ("text_share", pa.float64())]
 
 def write_shards(
     corpora: Sequence[Path],
-    tokenizer,
+    tokenizer: Tokenizer,
     out: Path,
     split: SplitConfig,
     log: RunLog,
     tokenizer_hash: str = "",
     training_set: Path | None = None,
-) -> dict:
-    """Tokenise the documents of the cleaned corpora into `out` (must not exist); its manifest.
+) -> dict[str, Any]:
+    """Tokenise the documents of the cleaned corpora into `out` (must not exist). Returns its manifest.
 
-    `training_set` names those that are left out. The folder appears by rename when it is complete. Raises DataError
-    if there is no document.
+    `training_set` names the documents to leave out. The folder appears by rename when it is complete. Raises
+    DataError if there is no document.
     """
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -82,7 +87,7 @@ def write_shards(
     total -= len(left_out(training_set))
     if total <= 0:
         raise DataError(
-            f"{', '.join(map(str, corpora))}: no documents to train on. Look at the corpus' funnel."
+            f"{', '.join(map(str, corpora))}: no documents to train on. The corpus' report shows what removed them."
         )
     with log.progress(total, "tokenising", "documents") as bar:
         for rows in read_documents(corpora, COLUMNS, training_set, ENCODE_AT_ONCE):
@@ -95,17 +100,17 @@ def write_shards(
 
 
 def share_of(key: str) -> float:
-    """A number in [0, 1) that depends on the key alone, evenly spread over keys."""
+    """A number in [0, 1) that depends on the key alone, uniform over keys."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 
 def split_documents(
     hosts: Sequence[str] | pa.ChunkedArray, text_shares: np.ndarray, sizes: np.ndarray, config: SplitConfig
 ) -> tuple[np.ndarray, str]:
-    """Which documents are held out (bool), and by what: "host", "document", or "nothing".
+    """Which documents are held out (bool), and by which hash: of "host", "document", or "nothing".
 
-    hosts, text_shares (share_of each text) and sizes (bytes) are the documents' in any order: the answer for one
-    does not depend on it.
+    hosts, text_shares (share_of each text) and sizes (bytes): one entry a document, in any order, which does not
+    change the result for a document.
     """
     names, host = _encoded(hosts)
     chosen = frozenset(config.upsample or {})
@@ -117,10 +122,10 @@ def split_documents(
     held = free & (shares < config.held_out)[host]
     share = sizes[held].sum() / max(1, sizes[free].sum())
     enough = host_is_free.sum() >= MIN_HOSTS
-    if enough and config.held_out / FAR_OFF <= share <= config.held_out * FAR_OFF:
+    if enough and config.held_out / MAX_SHARE_ERROR <= share <= config.held_out * MAX_SHARE_ERROR:
         return held, "host"
     held = free & (text_shares < config.held_out)
-    if not held.any():  # a handful of documents: one is held out all the same, if another is left
+    if not held.any():  # very few documents: hold out one, if another is left
         held = free & (text_shares == text_shares[free].min())
         if held.all():
             return np.zeros(len(host), bool), "nothing"
@@ -130,7 +135,7 @@ def split_documents(
 def weigh_documents(
     hosts: Sequence[str] | pa.ChunkedArray, crawls: Sequence[str] | pa.ChunkedArray, config: SplitConfig
 ) -> tuple[np.ndarray, list[str]]:
-    """The weight of each document (float64): its host's, else its crawl's, else 1; and names that none has."""
+    """The weight of each document (float64): its host's, else its crawl's, else 1; and names without a document."""
     wanted = dict(config.weights or {}) | dict(config.upsample or {})
     host_names, host = _encoded(hosts)
     crawl_names, crawl = _encoded(crawls)
@@ -141,7 +146,7 @@ def weigh_documents(
 
 
 def _encoded(values: Sequence[str] | pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
-    """The different values, and for each place the number of its value."""
+    """The distinct values, and for each entry the index of its value."""
     if not isinstance(values, pa.ChunkedArray):
         values = pa.chunked_array([pa.array(values, pa.string())])
     encoded = values.dictionary_encode().unify_dictionaries().combine_chunks()
@@ -149,16 +154,17 @@ def _encoded(values: Sequence[str] | pa.ChunkedArray) -> tuple[list[str], np.nda
 
 
 def manifest_hash(folder: Path) -> str:
-    """The name of the data: sha256 of its manifest, which holds the sha256 of the rest."""
+    """The identity of the data: sha256 of its manifest, which holds the sha256 of the rest."""
     return file_sha256(Path(folder) / "manifest.json")
 
 
-def read_manifest(folder: Path) -> dict:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """manifest.json of a folder of shards."""
     return json.loads((Path(folder) / "manifest.json").read_text("utf-8"))
 
 
 def check_shards(folder: Path) -> None:
-    """Re-hash shards and index; raises DataError that names the first file that is not as the manifest says."""
+    """Hash shards and index again. Raises DataError with the first file that differs from the manifest."""
     manifest = read_manifest(folder)
     for entry in [*manifest["shards"], manifest["index"]]:
         path = Path(folder) / entry["file"]
@@ -173,20 +179,22 @@ class _Writer:
 
     def __init__(self, folder: Path, dtype: type, separator: int):
         self.folder, self.dtype, self.separator = folder, np.dtype(dtype).newbyteorder("<"), separator
-        self.shards: list[dict] = []
+        self.shards: list[dict[str, Any]] = []
         self.used = 0  # tokens in the current shard
-        self.file = None
+        self.file: BufferedWriter | None = None
         self._draft_path = folder / "index.draft"
         self._draft = pa.ipc.new_file(str(self._draft_path), DRAFT_SCHEMA)
 
-    def add(self, documents: dict[str, list], encoded: list[np.ndarray]) -> None:
-        rows: dict[str, list] = {name: documents[name] for name in ("record_id", "crawl", "host")}
+    def add(self, documents: dict[str, list[Any]], encoded: list[np.ndarray]) -> None:
+        """Append documents (column -> values) with their token ids."""
+        rows: dict[str, list[Any]] = {name: documents[name] for name in ("record_id", "crawl", "host")}
         rows |= {name: [] for name in DRAFT_SCHEMA.names[3:]}
         for text, ids in zip(documents["text"], encoded, strict=True):
-            if self.file is None or self.used >= SHARD_TOKENS:
-                self._next_shard()
+            file = self.file
+            if file is None or self.used >= SHARD_TOKENS:
+                file = self._next_shard()
             tokens = np.append(ids, self.separator).astype(self.dtype)
-            self.file.write(tokens.tobytes())
+            file.write(tokens.tobytes())
             data = text.encode()
             share = share_of(f"text {hashlib.sha256(data).hexdigest()}")
             row = (len(self.shards) - 1, self.used, len(tokens), len(data), share)
@@ -195,8 +203,8 @@ class _Writer:
             self.used += len(tokens)
         self._draft.write_batch(pa.RecordBatch.from_pydict(rows, schema=DRAFT_SCHEMA))
 
-    def finish(self, config: SplitConfig, log: RunLog) -> dict:
-        """Close the last shard, decide split and weights, write the index; the manifest but for the tokenizer's."""
+    def finish(self, config: SplitConfig, log: RunLog) -> dict[str, Any]:
+        """Close the last shard, decide split and weights, write the index. The manifest, without the tokenizer."""
         self._close_shard()
         self._draft.close()
         with pa.memory_map(str(self._draft_path)) as mapped:
@@ -212,13 +220,13 @@ class _Writer:
             "index": index,
         } | found
 
-    def _write_index(self, draft: pa.Table, config: SplitConfig, log: RunLog) -> dict:
+    def _write_index(self, draft: pa.Table, config: SplitConfig, log: RunLog) -> dict[str, Any]:
         sizes, tokens = draft["n_bytes"].to_numpy(), draft["length"].to_numpy()
         held, split_by = split_documents(draft["host"], draft["text_share"].to_numpy(), sizes, config)
         if split_by == "document":
             log.message(
-                f"{pc.count_distinct(draft['host']).as_py()} hosts are too few, or too unequal, to hold some of "
-                "them out: documents are held out by a hash of their text instead."
+                f"{pc.count_distinct(draft['host']).as_py()} hosts are too few, or too unequal in size, to hold "
+                "some of them out: documents are held out by a hash of their text instead."
             )
         weight, missing = weigh_documents(draft["host"], draft["crawl"], config)
         for name in missing:
@@ -238,24 +246,25 @@ class _Writer:
         }
 
     def _near_copies(self, draft: pa.Table, held: np.ndarray, log: RunLog) -> np.ndarray:
-        """Which held-out documents (bool) training documents repeat."""
+        """Which held-out documents (bool) are repeated by training documents."""
         files = [self.folder / shard["file"] for shard in self.shards]
         tokens = [np.asarray(np.memmap(file, self.dtype, "r")) for file in files]
         place = (draft["shard"].to_numpy(), draft["start"].to_numpy())
         copied = repeated(tokens, self.separator, *place, held) > REPEATED
         if copied.any():
             log.message(
-                f"{copied.sum():,} of {held.sum():,} held-out documents stand for more than half in documents to train "
-                "on: they are neither trained on nor measured (split near_copy in tokens/index.parquet)."
+                f"{copied.sum():,} of {held.sum():,} held-out documents have more than half of their text in documents "
+                "to train on: they are neither trained on nor measured (split near_copy in tokens/index.parquet)."
             )
         return copied
 
-    def _next_shard(self) -> None:
+    def _next_shard(self) -> BufferedWriter:
         self._close_shard()
         name = f"shard-{len(self.shards):05d}.bin"
         self.shards.append({"file": name})
         self.file = open(self.folder / name, "wb")  # noqa: SIM115 - closed by _close_shard
         self.used = 0
+        return self.file
 
     def _close_shard(self) -> None:
         if self.file is not None:

@@ -147,6 +147,7 @@ class Checkpoints:
                 rejected += 1
                 continue
             record = read_record(folder)
+            assert record is not None  # it is not damaged
             self._check_identity(folder, record)
             if record["periodic"] or not periodic:
                 return folder, record["state"]

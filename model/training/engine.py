@@ -17,6 +17,7 @@ import functools
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ from model.training.world import World
 
 
 class Engine:
-    """A model in training. `model` is called for the loss; `module` holds its weights."""
+    """A model in training. `model` is called for the loss; `module` has the weights."""
 
     model: nn.Module
     module: nn.Module
@@ -38,25 +39,25 @@ class Engine:
     def __init__(self, config: TrainConfig, world: World):
         self.config, self.world = config, world
 
-    def autocast(self) -> contextlib.AbstractContextManager:
-        """The precision to compute in."""
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """A context that computes in the configured precision."""
         return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.half)
 
     def backward(self, loss_sum: Tensor, count: float) -> None:
-        """Add the gradient of loss_sum / count, count being that of the whole step over all ranks."""
+        """Accumulate the gradient of loss_sum / count; count: tokens of the whole step over all ranks."""
         raise NotImplementedError
 
     def step(self, lr: float) -> float:
-        """Clip, update, clear gradients. Returns the norm before clipping; not finite: nothing changed."""
+        """Clip, update, clear gradients. Returns the norm before clipping; if not finite, nothing was changed."""
         raise NotImplementedError
 
     def parts(self) -> Iterator[Part]:
-        """The parts that this rank keeps in snapshots; together the ranks keep every number once."""
+        """The parts that this rank writes into snapshots; together the ranks write every number once."""
         raise NotImplementedError
 
     @torch.no_grad()
     def snapshot(self) -> Snapshot:
-        """A copy of weights and moments as they are now; every rank takes and writes its own."""
+        """A copy of the current weights and moments; every rank takes and writes its own part."""
         pieces = {}
         for part in self.parts():
             for kind, tensor in self._kinds(part):
@@ -72,7 +73,7 @@ class Engine:
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        """Read what the snapshots of any engine, stage and number of ranks wrote; every rank calls it."""
+        """Read a snapshot of any engine, stage and number of ranks; every rank calls it. Raises CheckpointError."""
         saved = Saved(folder)
         for parts in self.optimizer.parts.values():
             for part in parts:
@@ -83,21 +84,21 @@ class Engine:
         self.optimizer.updates = saved.updates
 
     def _kinds(self, part: Part) -> list[tuple[str, Tensor]]:
-        """The tensors in which this part has numbers."""
+        """The tensors that hold numbers of this part, by kind."""
         return [(WEIGHT, part.holder), *self.optimizer.moments(part.holder).items()]
 
     def _neurons(self) -> Iterator[Part]:
-        """What every rank has of Muon's matrices besides."""
+        """The neurons' squares of Muon's matrices, which every rank holds."""
         for name, squares in self.optimizer.neurons.items():
             yield Part(name, squares.shape, squares, 0, 0, squares.numel())
 
-    def gathered(self) -> contextlib.AbstractContextManager:
-        """Inside it `module` holds whole weights on every rank (ZeRO 3 keeps parts otherwise)."""
+    def gathered(self) -> contextlib.AbstractContextManager[Any]:
+        """A context in which `module` has whole weights on every rank (ZeRO 3 shards them otherwise)."""
         return contextlib.nullcontext()
 
 
 class TorchEngine(Engine):
-    """Plain torch; several ranks add their gradients up."""
+    """Plain torch; ranks sum their gradients."""
 
     def __init__(self, model: nn.Module, config: TrainConfig, world: World):
         super().__init__(config, world)
@@ -125,21 +126,21 @@ class TorchEngine(Engine):
 
 
 def place_whole(optimizer: Optimizer, model: nn.Module) -> None:
-    """Every weight is held whole, by itself."""
+    """Declare that every weight is held whole, by itself."""
     names = {weight: name for name, weight in model.named_parameters()}
     for i, group in enumerate(optimizer.param_groups):
         optimizer.place(i, (Part(names[p], p.shape, p, 0, 0, p.numel()) for p in group["params"]))
 
 
 def share_of_whole(optimizer: Optimizer, world: World) -> Iterator[Part]:
-    """Of weights that every rank holds whole, each rank keeps every size-th."""
+    """Of weights that every rank holds whole, each rank writes every size-th."""
     parts = (part for parts in optimizer.parts.values() for part in parts)
     return itertools.islice(parts, world.rank, None, world.size)
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Each block keeps its input alone, and computes the rest again in backward; nothing in it is random."""
-    for block in model.layers:
+    """Make each block keep only its input and recompute the rest in backward; nothing in it is random."""
+    for block in model.get_submodule("layers").children():
         block.forward = functools.partial(
             checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
         )

@@ -1,4 +1,4 @@
-"""The products of the blocks' matrices in float8, by torchao, for GPUs that have them (Ada, H100 and later)."""
+"""Matrix products of the blocks in float8, by torchao, for GPUs with float8 units (Ada, H100 and later)."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from torch import nn
 
 from core.errors import ConfigError
 
-ALIGNED = 16  # float8 products want sides of a multiple of this many numbers
+ALIGNED = 16  # numbers; float8 products need sides that are multiples of it
 FIRST_CAPABILITY = (8, 9)  # Ada and Hopper
 
 
 def use_float8(model: nn.Module, device: torch.device) -> None:
-    """Have the linear layers of `model.layers` multiply in float8, forward and backward, and all else as before.
+    """Make the linear layers of `model.layers` multiply in float8, forward and backward.
 
-    Every tensor is scaled by its largest number as it is now (torchao's recipe `tensorwise`: e4m3 for activations and
-    weights, e5m2 for gradients; the formats are those of arXiv 2209.05433). Weights stay what they were, under the
-    same names, so that optimisers, ZeRO and checkpoints see no difference. The head stays out: small errors of
-    its logits cost most. A CPU rounds in the same way and multiplies in bfloat16: slow, and good for tests.
-    Raises ConfigError without torchao, or on a GPU that has no such products.
+    Every tensor is scaled by its current maximum (torchao's recipe `tensorwise`: e4m3 for activations and weights,
+    e5m2 for gradients; the formats are those of arXiv 2209.05433). Weights keep their type and names, so optimisers,
+    ZeRO and checkpoints see no difference. The head is left out: small errors of its logits cost most. A CPU rounds
+    in the same way and multiplies in bfloat16: slow, but good for tests.
+    Raises ConfigError without torchao, or on a GPU without float8.
     """
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < FIRST_CAPABILITY:
         raise ConfigError(
             f"precision: fp8 needs Ada, an H100 or later; this is a {torch.cuda.get_device_name(device)}. Use bf16."
         )
-    # At import they warn of extensions for other GPUs, and of torch's next version.
+    # At import they warn about extensions for other GPUs and about the next version of torch.
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:

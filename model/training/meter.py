@@ -11,6 +11,7 @@ Notable:
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import resource
@@ -173,8 +174,8 @@ class UpdateRatios:
         squares = []
         for name, weights in self.matrices.items():
             pairs = [(_sample(w).float(), old.float()) for w, old in zip(weights, before[name], strict=True)]
-            squares.append(sum((new - old).square().sum() for new, old in pairs))
-            squares.append(sum(old.square().sum() for _, old in pairs))
+            squares.append(functools.reduce(torch.add, ((new - old).square().sum() for new, old in pairs)))
+            squares.append(functools.reduce(torch.add, (old.square().sum() for _, old in pairs)))
         sums = self.world.sum(*torch.stack(squares).tolist())
         ratios = zip(self.matrices, sums[::2], sums[1::2], strict=True)
         return {f"update_ratio/{name}": math.sqrt(moved / size) for name, moved, size in ratios if size}

@@ -1,4 +1,4 @@
-"""Which engine a configuration gets, and what is done to the model before."""
+"""Opens the engine that a configuration names, after preparing the model for it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from model.training.world import World, engine_name
 
 
 def open_engine(model: nn.Module, config: TrainConfig, world: World) -> Engine:
-    """The engine that config.engine names; plain torch too where DeepSpeed is not installed."""
+    """The engine that config.engine names; plain torch where DeepSpeed is not installed.
+
+    Raises ConfigError for settings that this machine or installation cannot satisfy.
+    """
     if config.precision == "fp8":
         use_float8(model, world.device)
     if config.activation_checkpointing:
         checkpoint_activations(model)
     if config.offload != "none" and engine_name(config) == "torch":
-        raise ConfigError(f"offload: {config.offload} is DeepSpeed's work. Install it, or set offload: none.")
+        raise ConfigError(f"offload: {config.offload} needs DeepSpeed. Install it, or set offload: none.")
     if config.compile:
         _need_compiler(world)
         model.compile()

@@ -26,7 +26,7 @@ class RlConfig(TrainConfig):
     schedule: str = "linear"
     final_lr: float = 0.1  # as a share of lr
     warmup: float = 0.1  # share of the steps
-    weight_decay: float = 0.0
+    weight_decay: float = 0.0  # matrices only
     beta2: float = 0.99
     advantage: str = "dr_grpo"  # or grpo: divided by the group's standard deviation and the answer's length
     rehearsal: float = 0.1  # weight of the likelihood of SFT's conversations on other matters; 0: none

@@ -24,7 +24,7 @@ class SftConfig(TrainConfig):
     lr: float = 0.0  # the peak; 0: 4.5e-3 · 128 / the model's width
     schedule: str = "linear"
     warmup: float = 0.05  # share of the steps
-    weight_decay: float = 0.0
+    weight_decay: float = 0.0  # matrices only
     steps: int = 1  # follows from epochs; a value given here is not used
     log_every: int = 5  # steps
     heldout_rows: int = 256  # held-out conversations whose loss is measured

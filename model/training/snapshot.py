@@ -1,15 +1,15 @@
-"""The state of a training in slices that any number of ranks can read: fp32 weights and optimiser moments.
+"""The state of a training in pieces that any number of ranks can read: fp32 weights and optimiser moments.
 
     engine.snapshot().write(folder)     every rank; the write needs no other rank, so a thread can do it
     Saved(folder).fill(part, "weight", tensor)
 
 Notable:
 - each rank writes what it holds, as flat pieces named `weight's name/kind/first number`, into a safetensors file
-  of its own. ZeRO's stages differ in who holds which piece and in nothing else, so a checkpoint of two ranks at
-  stage 2 is read by one rank of plain torch, and the other way round;
+  of its own. ZeRO's stages differ only in which rank holds which piece, so a checkpoint of two ranks at stage 2 can
+  be read by one rank of plain torch, and the other way round;
 - kinds are `weight` and the optimiser's own names: `exp_avg` and `exp_avg_sq` (AdamW), `momentum` and `neuron_sq`
-  (Muon; one number a neuron, which every rank has and one writes);
-- no pickle, no file but safetensors; the count of updates stands in its header.
+  (Muon; one number a neuron, which every rank holds and one writes);
+- no pickle: safetensors only; the count of updates is in the header.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,10 +30,10 @@ WEIGHT = "weight"
 
 
 class Part(NamedTuple):
-    """A run of one weight's numbers and where this rank holds it.
+    """A range of one weight's numbers and where this rank holds it.
 
-    The weight, flattened, from `start` on is the `holder` from `offset` on, for `numel` numbers. The holder is what
-    the optimiser steps: the weight itself, or a flat partition of ZeRO's.
+    The flattened weight from `start` on is the `holder` from `offset` on, for `numel` numbers. The holder is what
+    the optimiser updates: the weight itself, or a flat partition of ZeRO's.
     """
 
     name: str
@@ -47,17 +47,22 @@ class Part(NamedTuple):
         """The part, flat, of the holder or of a tensor laid out like it (a gradient, a moment)."""
         return tensor.detach().view(-1).narrow(0, self.offset, self.numel)
 
+    def gradient(self) -> Tensor:
+        """The part, flat, of the holder's gradient, which must exist."""
+        assert self.holder.grad is not None
+        return self.of(self.holder.grad)
+
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What one rank holds, copied into the memory of the CPU at one moment."""
+    """A copy in CPU memory of what one rank holds."""
 
     rank: int
     pieces: dict[str, Tensor]  # "name/kind/start" -> float32, flat
     updates: int  # optimiser steps behind these numbers
 
     def write(self, folder: Path) -> None:
-        """Write rank-00000.safetensors into `folder`. Raises OSError where the disk does not take it."""
+        """Write rank-00000.safetensors into `folder`. Raises OSError, also for safetensors' own errors."""
         try:
             path = folder / f"rank-{self.rank:05d}.safetensors"
             save_file(self.pieces, path, metadata={"updates": str(self.updates)})
@@ -69,6 +74,7 @@ class Saved:
     """The snapshots of all ranks in a folder, read piece by piece."""
 
     def __init__(self, folder: Path):
+        """Raises CheckpointError for a folder without snapshots."""
         self.folder = folder
         files = sorted(folder.glob("rank-*.safetensors"))
         if not files:
@@ -77,14 +83,19 @@ class Saved:
             )
         self._files = [safe_open(file, framework="pt") for file in files]
         self.updates = int(self._files[0].metadata()["updates"])
-        self._pieces = defaultdict(list)  # (name, kind) -> [(start, slice of a file)]
+        self._pieces: dict[tuple[str, str], list[tuple[int, Any]]] = defaultdict(
+            list
+        )  # (name, kind) -> (start, slice)
         for file in self._files:
             for key in file.keys():  # noqa: SIM118  (a file, not a dict)
                 name, kind, start = key.rsplit("/", 2)
                 self._pieces[name, kind].append((int(start), file.get_slice(key)))
 
     def fill(self, part: Part, kind: str, tensor: Tensor) -> None:
-        """Copy this part of a weight, or of one of its moments, into `tensor`, laid out like part.holder."""
+        """Copy this part of a weight, or of one of its moments, into `tensor`, which is laid out like part.holder.
+
+        Raises CheckpointError where the snapshots do not hold all of it.
+        """
         target, filled = part.of(tensor), 0
         for start, piece in self._pieces[part.name, kind]:
             first = max(start, part.start)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ class TrainConfig:
     warmup: float = 0.02  # share of the steps
     decay: float = 0.3  # share of the steps, at the end; wsd only
     final_lr: float = 0.0  # as a share of lr
-    weight_decay: float = 0.1  # matrices only
+    weight_decay: float | None = 0.1  # matrices only; null where a scaling recipe is to set it
     beta1: float = 0.9
     beta2: float = 0.95  # GPT-3, arXiv 2005.14165, appendix B
     eps: float = 1e-8
@@ -56,7 +56,7 @@ class TrainConfig:
     stats_every: int = 100  # steps; update ratios of the layers (model/training/meter.py); 0: never
 
     def __post_init__(self) -> None:
-        choices = {"optimizer": ("adamw", "muon"), "schedule": SCHEDULES}
+        choices: dict[str, Collection[Any]] = {"optimizer": ("adamw", "muon"), "schedule": SCHEDULES}
         choices |= {"precision": ("fp32", "bf16", "fp8"), "engine": ("deepspeed", "torch")}
         choices |= {"zero_stage": (0, 1, 2, 3), "offload": OFFLOAD}
         for name, allowed in choices.items():

@@ -64,7 +64,8 @@ def init_distributed(config: TrainConfig) -> World:
     the same weights.
     """
     torch.set_num_threads(config.threads)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing reads such memory
+    # It costs time, and nothing reads such memory. (torch.utils.deterministic is an object that replaces the module.)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(config.seed)
     # ZeRO and Muon call collectives that torch is about to rename, in every step.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")

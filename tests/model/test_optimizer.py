@@ -8,7 +8,7 @@ from core.errors import ConfigError
 from model.data.batch import token_loss
 from model.training import optimizer, train_config
 from model.training.open_engine import open_engine
-from model.training.optimizer import even_out, orthogonalize, param_groups
+from model.training.optimizer import normalise_neurons, orthogonalize, param_groups
 from model.training.train_config import TrainConfig
 from model.training.world import World
 
@@ -28,7 +28,7 @@ def test_orthogonalized_matrices_keep_their_directions_and_lose_their_lengths(sh
 
 def test_a_zero_matrix_stays_zero():
     assert not orthogonalize(torch.zeros(2, 4, 8)).any()
-    assert not even_out(torch.zeros(2, 4, 8), [torch.zeros(8), torch.zeros(8)]).any()
+    assert not normalise_neurons(torch.zeros(2, 4, 8), [torch.zeros(8), torch.zeros(8)]).any()
 
 
 def test_neurons_that_get_small_updates_all_the_time_get_updates_as_large_as_the_others():
@@ -36,11 +36,11 @@ def test_neurons_that_get_small_updates_all_the_time_get_updates_as_large_as_the
     share = torch.logspace(-2, 0, 16)
     squares = [torch.zeros(16)]
     for _ in range(50):
-        tall = even_out(share[:, None] * torch.randn(1, 16, 8, generator=generator), squares)
+        tall = normalise_neurons(share[:, None] * torch.randn(1, 16, 8, generator=generator), squares)
     assert squares[0].sqrt() == pytest.approx(share, rel=0.5)
     assert tall.square().mean().sqrt() == pytest.approx(1)
     assert tall[0, 0].square().mean() > 0.2
-    wide = even_out(tall.mT, [squares[0].clone()])
+    wide = normalise_neurons(tall.mT, [squares[0].clone()])
     assert wide.shape == (1, 8, 16)
 
 

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_iter
 from model.network.config import LOGITS_AT_ONCE, Config
 from model.network.transformer import Transformer
 from model.training.engine import checkpoint_activations
-from model.training.optimizer import even_out, orthogonalize
+from model.training.optimizer import normalise_neurons, orthogonalize
 from model.training.step_memory import FP32, _muon_bytes, pass_bytes
 
 
@@ -104,7 +104,7 @@ def test_muon_takes_what_pytorch_allocates(layers):
             share = -(-count // ranks)
             with FakeTensorMode(), PeakBytes() as seen:
                 squares = [torch.zeros(max(size)) for _ in range(share)]
-                even_out(orthogonalize(torch.zeros(share, *size)), squares)
+                normalise_neurons(orthogonalize(torch.zeros(share, *size)), squares)
             alone = seen.peaks[0] - FP32 * share * max(size)  # the squares are part of the optimiser's state
             most = max(most, alone + FP32 * (ranks - 1) * share * math.prod(size))
         assert _muon_bytes(shape, ranks) == most
