@@ -1,13 +1,13 @@
-"""What checkpoints and statistics cost a training: step times with, without, and waiting for the write.
+"""The cost of checkpoints and statistics: step times with, without, and waiting for the write.
 
     python -m benchmarks.checkpoints [--pairs 7] [--depths 4 12] [--work FOLDER]
     python -m benchmarks.checkpoints --losses METRICS.jsonl
 
-For each size three groups of steps take turns: without a checkpoint; with one written in the background, as the
+For each size three groups of steps alternate: without a checkpoint; with one written in the background, as the
 trainer does it; with one that the loop waits for. The groups are long enough for the write to end. `extra` is the
-median over turns of the group's time beyond that of the one without; the snapshot is the part that the loop always
-waits for, the copy in memory. With --losses: how near the rule of model/training/stability.py came to a spike in a
-run that was logged at every step.
+median of a group's time minus that of the group without; the snapshot is the part that the loop always waits for, the
+copy in memory. With --losses: how close a run that was logged at every step came to a loss spike by the rule of
+model/training/stability.py.
 """
 
 import argparse
@@ -97,8 +97,8 @@ def measure(depth: int, pairs: int, work: Path) -> list[str]:
     ]
 
 
-def nearest(metrics: Path) -> str:
-    """How the rule for loss spikes sees a run's losses."""
+def closest_to_a_spike(metrics: Path) -> str:
+    """How a run's losses compare with the rule for loss spikes."""
     rows = (json.loads(line) for line in metrics.read_text().splitlines())
     by_step = {row["step"]: row["metrics"]["loss"] for row in rows if "loss" in row["metrics"]}
     recent, in_a_row, high, most, share = [], 0, 0, 0, 0.0
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--losses", type=Path, help="a run's metrics.jsonl with log_every: 1")
     options = parser.parse_args()
     if options.losses:
-        print(nearest(options.losses))
+        print(closest_to_a_spike(options.losses))
         return
     tables = [[], []]
     for depth in options.depths:

@@ -1,10 +1,10 @@
-"""What is said before the first step beside what is then measured: operations, memory, time.
+"""Estimates made before the first step, compared with measurements: operations, memory, time.
 
     python -m benchmarks.estimates [--threads 2]
 
 Operations: PyTorch's own count of a step's matrix products. Memory: the most that PyTorch's allocator gave out within a
-step, by its profiler. Time: the trial's forecast, and a training of so many steps; the two share the machine with
-whatever else runs on it.
+step, by its profiler. Time: the trial's prediction, and a training of so many steps; both share the machine with
+other processes.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def one_step(engine: Engine, ids: torch.Tensor) -> None:
 
 
 def counted_flops(model: Transformer, ids: torch.Tensor) -> int:
-    # The counter knows plain matrix products alone: no fused attention, none that writes into what is given.
+    # The counter knows plain matrix products only: no fused attention, no in-place products.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
         F.cross_entropy(model(ids).flatten(0, 1), ids.flatten()).backward()
     model.zero_grad()
@@ -50,7 +50,7 @@ def counted_flops(model: Transformer, ids: torch.Tensor) -> int:
 
 
 def allocated(engine: Engine, ids: torch.Tensor) -> int:
-    """The most bytes given out at once in a step, on top of what was there before it."""
+    """The most bytes allocated at once in a step, beyond what was allocated before it."""
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as seen:
@@ -69,27 +69,27 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     keep_freed_memory()  # as every training on a CPU does
-    table = Table("model", "what", "said", "measured", "said / measured", box=None)
+    table = Table("model", "what", "estimated", "measured", "estimated / measured", box=None)
     for depth, vocab_size, rows, seq_len, optimizer, steps in RUNS:
         shape = Config.from_depth(depth, vocab_size, seq_len)
         config = TrainConfig(engine="torch", optimizer=optimizer, steps=steps, threads=options.threads)
-        said = estimate(shape, config, rows, seq_len)
+        expected = estimate(shape, config, rows, seq_len)
         model, ids = Transformer(shape), torch.randint(0, vocab_size, (rows, seq_len))
         seconds = measure_step(model, config, rows, seq_len, World()) * steps
         flops = counted_flops(model, ids)
         engine = open_engine(model, dataclasses.replace(config), World())
         one_step(engine, ids)  # makes the moments, loads kernels
-        held = said.memory.weights + said.memory.optimizer
+        held = expected.memory.weights + expected.memory.optimizer
         step_bytes = allocated(engine, ids)
         begun = time.perf_counter()
         for _ in range(steps):
             one_step(engine, ids)
         took = time.perf_counter() - begun
         name = f"depth {depth}, vocabulary {vocab_size:,}, {rows} × {seq_len}, {optimizer}"
-        per_step = said.flops / said.steps
+        per_step = expected.flops / expected.steps
         for what, ours, theirs, form in (
             ("FLOPs a step", per_step, flops, "{:.3g}".format),
-            ("memory within a step", said.memory.total - held, step_bytes, size),
+            ("memory within a step", expected.memory.total - held, step_bytes, size),
             (f"seconds of {steps} steps", seconds, took, "{:.1f}".format),
         ):
             table.add_row(name, what, form(ours), form(theirs), f"{ours / theirs:.2f}")

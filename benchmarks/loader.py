@@ -1,14 +1,13 @@
-"""How fast training data is read: tokens a second of Loader.batch, and what a GPU would wait for it.
+"""How fast training data is read: tokens a second of Loader.batch, and how long a GPU would wait for it.
 
-    python -m benchmarks.loader                          # 100 million made-up tokens, from the page cache
+    python -m benchmarks.loader                          # 100 million synthetic tokens, from the page cache
     python -m benchmarks.loader --index 10_000_000       # opening and ordering an index of that many documents
     python -m benchmarks.loader --shards data/base_model/tokens   # how real documents pack and split
 
-Made-up documents have lengths drawn from a log-normal distribution (median 400 tokens, mean 733), as web pages have
-about. batch() is timed in processor seconds of its one thread, Prefetch in real ones. "of a step" is batch()'s time
-as a share of the time that one H100 needs for the same tokens at 124M parameters (llm.c's log: 0.46M tokens/s).
-"wait" is measured: a consumer asks Prefetch for batches, sleeps as long as the H100 would compute, and its waiting is
-divided by the time it took.
+Synthetic documents have log-normal lengths (median 400 tokens, mean 733), about as web pages have. batch() is timed in
+CPU seconds of its one thread, Prefetch in wall-clock seconds. "of a step" is batch()'s time as a share of the time
+that one H100 needs for the same tokens at 124M parameters (llm.c's log: 0.46M tokens/s). "wait" is measured: a consumer
+takes batches from Prefetch, sleeps as long as the H100 would compute, and its waiting is divided by the total time.
 """
 
 from __future__ import annotations
@@ -20,7 +19,9 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -37,10 +38,11 @@ from model.data.shards import INDEX_SCHEMA
 SEQ_LEN = 1024
 H100 = 460_000  # tokens/s of GPT-2 124M, llm.c, bf16
 VOCAB = 50_257
+T = TypeVar("T")
 
 
-def make_up(folder: Path, documents: int, sparse: bool) -> Path:
-    """Shards of made-up documents and their index; sparse: the tokens are a hole in the file, all of them 0."""
+def write_synthetic(folder: Path, documents: int, sparse: bool) -> Path:
+    """Shards of synthetic documents and their index; sparse: the tokens are a hole in the file, all of them 0."""
     draw = np.random.default_rng(0)
     length = np.maximum(2, draw.lognormal(np.log(400), 1.1, documents)).astype(np.int64)
     ends = np.cumsum(length)
@@ -73,7 +75,7 @@ def make_up(folder: Path, documents: int, sparse: bool) -> Path:
 
 
 def record_ids(random: bytes) -> pa.Array:
-    """As crawls name records, <urn:uuid:…>, one for each 16 bytes."""
+    """<urn:uuid:…>, as crawls name records, one for each 16 bytes."""
     text = np.empty((len(random) // 16, 47), np.uint8)
     text[:, :10] = np.frombuffer(b"<urn:uuid:", np.uint8)
     text[:, 46] = ord(">")
@@ -85,7 +87,9 @@ def record_ids(random: bytes) -> pa.Array:
     return pa.StringArray.from_buffers(len(text), pa.py_buffer(ends), pa.py_buffer(text))
 
 
-def seconds(work, times: int, clock=time.perf_counter) -> float:
+def seconds(
+    work: Callable[[int], object], times: int, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """The median time of one call of work(number)."""
     taken = []
     for number in range(times):
@@ -96,7 +100,7 @@ def seconds(work, times: int, clock=time.perf_counter) -> float:
 
 
 def reading(folder: Path) -> None:
-    """Tokens a second of batch() and what waits for Prefetch."""
+    """Tokens a second of batch() and of Prefetch, and the waiting."""
     data = TokenData(folder)
     print(f"{int(data.length.sum(dtype=np.int64)):,} tokens, {len(data.length):,} documents, T={SEQ_LEN}")
     print("packing   mask  rows   batch() M tokens/s   of a step   Prefetch M tokens/s   wait")
@@ -105,21 +109,21 @@ def reading(folder: Path) -> None:
             for rows in (32, 128, 512):
                 loader = Loader(data, SEQ_LEN, rows, packing=packing, mask_documents=mask)
                 tokens, steps = rows * SEQ_LEN, max(8, 2048 // rows)
-                loader.batch(0)  # the epoch's order is a matter of --index
+                loader.batch(0)  # lays the epoch out, which --index times
                 one = seconds(loader.batch, steps, time.thread_time)
                 with Prefetch(loader.batch, 2 * steps) as batches:
-                    through = seconds(batches, steps)
+                    prefetched = seconds(batches, steps)
                 wait = waiting(loader, tokens)
                 share = one / (tokens / H100)
                 print(
                     f"{packing:9} {'yes' if mask else 'no':4} {rows:5} {tokens / one / 1e6:15.1f} {share:15.2%} "
-                    f"{tokens / through / 1e6:18.1f} {wait:11.2%}",
+                    f"{tokens / prefetched / 1e6:18.1f} {wait:11.2%}",
                     flush=True,
                 )
 
 
 def waiting(loader: Loader, tokens: int, steps: int = 8) -> float:
-    """Share of the time that a consumer at an H100's pace waits for a batch, the first one left out."""
+    """Share of the time that a consumer at an H100's pace waits for batches, without the first one."""
     with Prefetch(loader.batch, steps + 1) as batches:
         batches(0)
         begin, before = time.perf_counter(), batches.waited
@@ -130,13 +134,13 @@ def waiting(loader: Loader, tokens: int, steps: int = 8) -> float:
 
 
 def indexing(folder: Path) -> None:
-    """Opening an index, laying out an epoch, and finding a page: processor seconds of all threads; memory in GB."""
+    """Opening an index, laying out an epoch, and finding a page: CPU seconds of all threads; memory in GB."""
 
-    def timed(what: str, work):
-        wall, processor = time.perf_counter(), time.process_time()
+    def timed(what: str, work: Callable[[], T]) -> T:
+        wall, cpu = time.perf_counter(), time.process_time()
         result = work()
-        wall, processor = time.perf_counter() - wall, time.process_time() - processor
-        print(f"{what:40} {processor:6.2f} CPU s {wall:7.2f} s  peak {peak():.2f} GB", flush=True)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        print(f"{what:40} {cpu:6.2f} CPU s {wall:7.2f} s  peak {peak():.2f} GB", flush=True)
         return result
 
     print(f"peak {peak():.2f} GB before")
@@ -155,7 +159,7 @@ def indexing(folder: Path) -> None:
 
 
 def packing_of(folder: Path) -> None:
-    """How full rows are, and how many documents stand in more than one."""
+    """How full rows are, and how many documents are in more than one."""
     data = TokenData(folder)
     train = data.length[data.documents()]
     print(
@@ -170,7 +174,7 @@ def packing_of(folder: Path) -> None:
 
 
 def leaks(folder: Path, run: int = 13) -> None:
-    """How much of the held-out documents stands in training documents, by runs of 13 tokens (GPT-3's measure)."""
+    """How much of the held-out documents is in training documents, by runs of 13 tokens (GPT-3's measure)."""
     data = TokenData(folder)
 
     def runs(document: int) -> np.ndarray:
@@ -192,7 +196,7 @@ def leaks(folder: Path, run: int = 13) -> None:
 
 
 def peak() -> float:
-    """The most memory that this process held so far, GB."""
+    """Peak memory of this process, GB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
@@ -214,9 +218,9 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory(prefix="loader-") as folder:
         documents = options.index or options.tokens // 733
-        # Made up in another process: its memory is not the loader's.
+        # In another process: its memory is not the loader's.
         if (child := os.fork()) == 0:
-            make_up(Path(folder), documents, sparse=bool(options.index))
+            write_synthetic(Path(folder), documents, sparse=bool(options.index))
             os._exit(0)
         os.waitpid(child, 0)
         (indexing if options.index else reading)(Path(folder))

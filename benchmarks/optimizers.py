@@ -1,14 +1,13 @@
-"""AdamW against Muon: the share of the tokens after which Muon has AdamW's held-out loss, and what a step costs.
+"""AdamW and Muon: the share of the tokens that Muon needs for AdamW's held-out loss, and the time of a step.
 
     python -m benchmarks.optimizers DATA/base_model/tokens runs.jsonl           # the demo's corpus, about an hour
     python -m benchmarks.optimizers DATA/base_model/tokens runs.jsonl --table   # only what runs.jsonl holds
 
 The demo's model (depth 4), batch (1,024 tokens), rows (256) and schedule (warm-up, constant, linear decay to zero).
-A run in mid-schedule has a worse loss than a shorter run that ended there, so runs of different length are compared,
-each with its whole schedule. First each optimiser's learning rate is chosen from a grid with seed 0, Muon's at 75 % of
-AdamW's steps; then both run with more seeds, and Muon with fewer and fewer steps. A document is read once an epoch,
-also those which the demo repeats to know them by heart. runs.jsonl keeps every finished run: what is there is not
-run again.
+A run in mid-schedule has a higher loss than a shorter run that ended there, so runs of different length are compared,
+each with its complete schedule. First each optimiser's learning rate is chosen from a grid with seed 0, Muon's at 75 %
+of AdamW's steps; then both run with more seeds, and Muon with fewer and fewer steps. Every document is read once an
+epoch, including those that the demo repeats. runs.jsonl keeps every finished run, which is not run again.
 """
 
 import argparse
@@ -26,6 +25,7 @@ from model.bits_per_byte import held_out_bpb
 from model.data.loader import Loader, Rows, TokenData
 from model.network.config import Config
 from model.network.transformer import Transformer
+from model.training.engine import Engine
 from model.training.open_engine import open_engine
 from model.training.train_config import TrainConfig, lr_at
 from model.training.world import World
@@ -61,7 +61,7 @@ class Run:
 
 
 class Runs:
-    """Finished runs in a file, a JSON object a line, and those that are still to be made."""
+    """Finished runs in a file, a JSON object a line; missing ones are run on request."""
 
     def __init__(self, data: TokenData, path: Path):
         self.data, self.path = data, path
@@ -74,7 +74,7 @@ class Runs:
         return {Run(**record["run"]): record["bpb"] for record in records if record["data"] == self.data.hash}
 
     def __call__(self, run: Run) -> float:
-        """The run's bits per byte; it is made where it is not there."""
+        """The run's bits per byte; it is run if missing."""
         if run not in self.bpb:
             bpb = train(self.data, run)
             record = {"data": self.data.hash, "run": dataclasses.asdict(run), "bpb": bpb}
@@ -85,27 +85,27 @@ class Runs:
 
 
 def train(data: TokenData, run: Run) -> float:
-    """The held-out bits per byte of a model trained so."""
-    feed, engine = Loader(data, SEQ_LEN, run.rows, run.seed), open_run(data, run)
+    """The held-out bits per byte after a run."""
+    loader, engine = Loader(data, SEQ_LEN, run.rows, run.seed), open_run(data, run)
     for step in range(run.steps):
-        one_step(engine, feed.batch(step), lr_at(engine.config, step))
+        one_step(engine, loader.batch(step), lr_at(engine.config, step))
     return held_out_bpb(engine.model, data, SEQ_LEN, World())
 
 
-def open_run(data: TokenData, run: Run):
+def open_run(data: TokenData, run: Run) -> Engine:
     torch.manual_seed(run.seed)
     vocab_size = 1 + max(int(data.tokens(d).max()) for d in data.documents())
     return open_engine(Transformer(Config.from_depth(DEPTH, vocab_size)), run.config(), World())
 
 
-def one_step(engine, rows: Rows, lr: float) -> None:
+def one_step(engine: Engine, rows: Rows, lr: float) -> None:
     inputs, targets = torch.from_numpy(rows.inputs), torch.from_numpy(rows.targets)
     engine.backward(engine.model(inputs, targets).sum(), targets.numel())
     engine.step(lr)
 
 
 def compare(runs: Runs, steps: int, seeds: int, rows: int) -> None:
-    """Make the runs that are missing, then print the table."""
+    """Run what is missing, then print the table."""
     adamw = min((Run("adamw", lr, 0.0, steps, 0, rows) for lr in ADAMW_LRS), key=runs)
     fewer = round(SHARES[0] * steps)
     muon = min((Run("muon", lr, matrix_lr, fewer, 0, rows) for lr, matrix_lr in MUON_LRS), key=runs)
@@ -135,14 +135,14 @@ def _same(run: Run, row: Run) -> bool:
 
 
 def time_steps(data: TokenData, rows: int, steps: int = 60) -> None:
-    """What a step takes with either optimiser, in turns, in one process."""
-    feed = Loader(data, SEQ_LEN, rows)
+    """Time of a step with either optimiser, alternating in one process."""
+    loader = Loader(data, SEQ_LEN, rows)
     engines = {name: open_run(data, Run(name, 8e-3, 0.0, steps, 0)) for name in ("adamw", "muon")}
     seconds: dict[str, list[float]] = {name: [] for name in engines}
     for step in range(steps):
         for name, engine in engines.items():
             begin = time.perf_counter()
-            one_step(engine, feed.batch(step), 1e-3)
+            one_step(engine, loader.batch(step), 1e-3)
             seconds[name].append(time.perf_counter() - begin)
     median = {name: statistics.median(s[5:]) for name, s in seconds.items()}
     ratio = statistics.median(m / a for a, m in zip(*[s[5:] for s in seconds.values()], strict=True))

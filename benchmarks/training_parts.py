@@ -1,8 +1,8 @@
-"""What the parts of a training step cost on a CPU as written here, beside the plain way to write them.
+"""The cost of parts of a training step on a CPU, as implemented here and as plain PyTorch.
 
     python -m benchmarks.training_parts [--threads 2]
 
-Forward and backward pass, CPU milliseconds of all threads, the least of several rounds in which both take turns.
+Forward and backward pass, CPU milliseconds of all threads, the minimum of several rounds in which both alternate.
 """
 
 from __future__ import annotations
