@@ -1,4 +1,4 @@
-"""A checkpoint is whole or not there; the trainer's own tests drive it through kills and full disks."""
+"""A checkpoint is complete or absent; the trainer's tests exercise it with kills and full disks."""
 
 import errno
 import json
@@ -32,7 +32,7 @@ class Content:
         (folder / f"rank-{self.rank:05d}.state").write_text(self.text)
 
 
-def keeper(work, keep=2, world=World(), **identity) -> Checkpoints:  # noqa: B008 - frozen
+def checkpoints_in(work, keep=2, world=World(), **identity) -> Checkpoints:  # noqa: B008 - frozen
     return Checkpoints(work, identity, world, RunLog(enabled=False), keep)
 
 
@@ -47,7 +47,7 @@ def kept(checkpoints: Checkpoints) -> list[int]:
 
 
 def test_only_the_latest_are_kept_and_the_last_is_found(tmp_path):
-    checkpoints = keeper(tmp_path)
+    checkpoints = checkpoints_in(tmp_path)
     for step in (1, 2, 10):
         save(checkpoints, step)
     assert kept(checkpoints) == [2, 10]
@@ -55,8 +55,8 @@ def test_only_the_latest_are_kept_and_the_last_is_found(tmp_path):
     assert state == {"step": 10} and (folder / "rank-00000.state").read_text() == "weights"
 
 
-def test_the_best_is_spared_until_a_better_one_comes(tmp_path):
-    checkpoints = keeper(tmp_path, keep=1)
+def test_the_best_is_kept_until_there_is_a_better_one(tmp_path):
+    checkpoints = checkpoints_in(tmp_path, keep=1)
     for step, score in ((1, 2.5), (2, 2.0), (3, 2.25), (4, None), (5, 2.0)):
         save(checkpoints, step, score=score)
     assert kept(checkpoints) == [2, 5] and checkpoints.best().name == "step-00000002"
@@ -64,19 +64,19 @@ def test_the_best_is_spared_until_a_better_one_comes(tmp_path):
     assert kept(checkpoints) == [6]
 
 
-def test_a_rollback_goes_to_a_periodic_checkpoint_and_removes_what_came_after(tmp_path):
-    checkpoints = keeper(tmp_path, keep=1)
+def test_a_rollback_uses_a_periodic_checkpoint_and_removes_later_ones(tmp_path):
+    checkpoints = checkpoints_in(tmp_path, keep=1)
     save(checkpoints, 10)
-    save(checkpoints, 13, periodic=False)  # somebody asked the run to stop
+    save(checkpoints, 13, periodic=False)  # the user stopped the run
     save(checkpoints, 15, periodic=False)
     assert kept(checkpoints) == [10, 15]
     assert checkpoints.roll_back()[1] == {"step": 10} and kept(checkpoints) == [10]
 
 
-def test_the_loop_goes_on_while_a_checkpoint_is_written_and_the_next_one_waits(tmp_path):
-    checkpoints, hold, state = keeper(tmp_path), threading.Event(), {"step": 1}
+def test_the_loop_continues_while_a_checkpoint_is_written_and_the_next_one_waits(tmp_path):
+    checkpoints, hold, state = checkpoints_in(tmp_path), threading.Event(), {"step": 1}
     checkpoints.save(1, state, lambda: Content(hold=hold))
-    state["step"] = 99  # the loop's own goes on; the checkpoint's stands
+    state["step"] = 99  # the loop's own state changes; the checkpoint's does not
     assert kept(checkpoints) == []
     threading.Timer(0.1, hold.set).start()
     checkpoints.save(2, {"step": 2}, lambda: Content(f"taken when {kept(checkpoints)} was there"))
@@ -92,8 +92,8 @@ class Broken:
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_write_that_failed_is_a_sentence_and_leaves_nothing_that_looks_whole(tmp_path):
-    checkpoints = keeper(tmp_path)
+def test_a_failed_write_is_reported_and_leaves_nothing_that_looks_complete(tmp_path):
+    checkpoints = checkpoints_in(tmp_path)
     save(checkpoints, 1)
     checkpoints.save(2, {"step": 2}, Broken)
     with pytest.raises(
@@ -103,22 +103,22 @@ def test_a_write_that_failed_is_a_sentence_and_leaves_nothing_that_looks_whole(t
     assert checkpoints.failed and [f.name for f in checkpoints.folder.iterdir()] == ["step-00000001"]
 
 
-def test_what_a_killed_run_was_writing_or_removing_is_cleared_away(tmp_path):
-    checkpoints = keeper(tmp_path)
+def test_what_a_killed_run_was_writing_or_removing_is_removed(tmp_path):
+    checkpoints = checkpoints_in(tmp_path)
     save(checkpoints, 1)
     for leaving in ("step-00000002.partial", "step-00000000.going"):
         (checkpoints.folder / leaving).mkdir()
         (checkpoints.folder / leaving / "rank-00000.state").write_text("half")
-    assert keeper(tmp_path).latest()[1] == {"step": 1}
+    assert checkpoints_in(tmp_path).latest()[1] == {"step": 1}
     assert [f.name for f in checkpoints.folder.iterdir()] == ["step-00000001"]
 
 
 def two_ranks(tmp_path) -> list[Checkpoints]:
-    """Two processes' views of one folder; nothing of what a writer does is collective, so threads can play them."""
-    return [keeper(tmp_path, world=World(rank, 2)) for rank in (0, 1)]
+    """Two processes' views of one folder; a writer does nothing collective, so threads can stand for processes."""
+    return [checkpoints_in(tmp_path, world=World(rank, 2)) for rank in (0, 1)]
 
 
-def test_the_first_rank_seals_when_all_ranks_have_written(tmp_path):
+def test_rank_0_completes_the_folder_when_all_ranks_have_written(tmp_path):
     first, second = two_ranks(tmp_path)
     hold = threading.Event()
     second.save(1, {"step": 1}, lambda: Content("b", rank=1, hold=hold))
@@ -139,7 +139,7 @@ def test_the_first_rank_seals_when_all_ranks_have_written(tmp_path):
     assert damage(folder, slice(2, None, 3)) and not damage(folder, slice(1, None, 3))
 
 
-def test_a_rank_that_cannot_write_ends_the_waiting_of_the_first(tmp_path):
+def test_a_rank_that_cannot_write_ends_the_wait_of_rank_0(tmp_path):
     first, second = two_ranks(tmp_path)
     second.save(1, {"step": 1}, Broken)
     first.save(1, {"step": 1}, Content)
@@ -154,7 +154,7 @@ def test_a_rank_that_cannot_write_ends_the_waiting_of_the_first(tmp_path):
 
 @pytest.mark.parametrize("how", ["truncate", "flip", "remove", "record"])
 def test_damage_of_every_kind_is_named(tmp_path, how):
-    folder = save(keeper(tmp_path), 1)
+    folder = save(checkpoints_in(tmp_path), 1)
     assert damage(folder) is None
     match how:
         case "truncate":
@@ -169,13 +169,13 @@ def test_damage_of_every_kind_is_named(tmp_path, how):
 
 
 def test_another_parent_is_refused_by_name(tmp_path):
-    save(keeper(tmp_path, parent="abc", config={"lr": 0.1, "clip": math.inf}), 1)
+    save(checkpoints_in(tmp_path, parent="abc", config={"lr": 0.1, "clip": math.inf}), 1)
     with pytest.raises(
         CheckpointError,
         match=r"parent was abc, is xyz; .*remove .*checkpoints to train from the start|parent was",
     ):
-        keeper(tmp_path, parent="xyz", config={"lr": 0.1, "clip": math.inf}).latest()
-    assert keeper(tmp_path, parent="abc", config={"lr": 0.1, "clip": math.inf}).latest() is not None
+        checkpoints_in(tmp_path, parent="xyz", config={"lr": 0.1, "clip": math.inf}).latest()
+    assert checkpoints_in(tmp_path, parent="abc", config={"lr": 0.1, "clip": math.inf}).latest() is not None
 
 
 def test_hashes_see_every_change(root, tmp_path):
@@ -191,7 +191,7 @@ def test_hashes_see_every_change(root, tmp_path):
 
 
 def test_the_record_holds_what_the_checkpoint_belongs_to(tmp_path):
-    folder = save(keeper(tmp_path, data="d", code="c"), 3)
+    folder = save(checkpoints_in(tmp_path, data="d", code="c"), 3)
     record = json.loads((folder / "checkpoint.json").read_text())
     assert record["identity"] == {"data": "d", "code": "c"} and record["step"] == 3
     assert len(record["sha256"]["rank-00000.state"]) == 64

@@ -1,6 +1,6 @@
 """DeepSpeed's stages, one process or two, and plain torch take the same steps, and read each other's checkpoints.
 
-Two processes are started once, and make all their runs one after another; one process is this one.
+Two processes are started once, for all their runs; single-process runs are in this one.
 """
 
 import json
@@ -28,15 +28,15 @@ def two_ranks(root: Path, runs: list[dict]) -> list[dict]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def assert_same(run: dict, wanted: dict, first: int = 0, tolerance: float = 5e-6) -> None:
-    """Losses and gradient norms agree from step `first` on, to what the order of float additions leaves open."""
-    assert run["loss"] == pytest.approx(wanted["loss"][first:], abs=tolerance)
-    assert run["grad_norm"] == pytest.approx(wanted["grad_norm"][first:], rel=tolerance)
+def assert_same(run: dict, expected: dict, first: int = 0, tolerance: float = 5e-6) -> None:
+    """Losses and gradient norms agree from step `first` on, up to the order of float additions."""
+    assert run["loss"] == pytest.approx(expected["loss"][first:], abs=tolerance)
+    assert run["grad_norm"] == pytest.approx(expected["grad_norm"][first:], rel=tolerance)
 
 
 @pytest.fixture(scope="module")
 def plain() -> dict[str, dict]:
-    """The simple path that all others must agree with: one process, one batch, plain torch."""
+    """The reference for all others: one process, one batch, plain torch."""
     return {name: one_run([0, STEPS], optimizer=name, micro_batches=1, **TORCH) for name in OPTIMIZERS}
 
 
@@ -71,9 +71,7 @@ def two(root, tmp_path_factory, one_rank_saved) -> dict[tuple, dict]:
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize(
-    "stage", [0, 3]
-)  # without offload a single process has nothing to share out: all are 0
+@pytest.mark.parametrize("stage", [0, 3])  # without offload a single process has nothing to shard: all are 0
 def test_deepspeed_takes_the_steps_of_plain_torch(plain, stage, optimizer):
     assert_same(one_run([0, STEPS], optimizer=optimizer, zero_stage=stage), plain[optimizer])
 
@@ -92,16 +90,16 @@ def test_two_processes_resume_to_the_same_bits(two, stage, optimizer):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_two_processes_go_on_from_a_checkpoint_of_one_or_of_another_stage(plain, two, optimizer):
+def test_two_processes_resume_from_a_checkpoint_of_one_or_of_another_stage(plain, two, optimizer):
     for what in ("from one rank", "from stage 1"):
         assert_same(two[what, optimizer, 3], plain[optimizer], first=HALF)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize(("theirs", "ours"), [(2, None), (3, None), (2, 0), (None, 3), (3, 2)])
-def test_one_process_goes_on_from_a_checkpoint_of_two(plain, two, theirs, ours, optimizer):
-    folder = two["whole", optimizer, theirs]["save"]
-    how = TORCH if ours is None else {"zero_stage": ours, "offload": "optimizer" if ours else "none"}
+@pytest.mark.parametrize(("saved", "loaded"), [(2, None), (3, None), (2, 0), (None, 3), (3, 2)])
+def test_one_process_resumes_from_a_checkpoint_of_two(plain, two, saved, loaded, optimizer):
+    folder = two["whole", optimizer, saved]["save"]
+    how = TORCH if loaded is None else {"zero_stage": loaded, "offload": "optimizer" if loaded else "none"}
     assert_same(one_run([HALF, STEPS], load=folder, optimizer=optimizer, **how), plain[optimizer], first=HALF)
 
 
@@ -119,7 +117,7 @@ def test_bfloat16_takes_the_same_steps_at_all_stages(two, stage):
     assert_same(two["bf16", "adamw", stage], two["bf16", "adamw", None], tolerance=2e-3)
 
 
-def test_float8_follows_float32_with_weights_that_come_and_go(plain, two):
+def test_float8_follows_float32_with_sharded_weights(plain, two):
     assert two["fp8", "adamw", 3]["loss"] == pytest.approx(plain["adamw"]["loss"], rel=0.03)
 
 

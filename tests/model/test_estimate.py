@@ -21,14 +21,14 @@ from model.training.world import World
 # shows: 67 MB a slice of the loss. So that pair is not here.
 @pytest.mark.parametrize(("precision", "vocab_size"), [("fp32", 512), ("fp32", 20_000), ("bf16", 512)])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_memory_predicted_is_what_the_allocator_gives_out(precision, checkpointing, vocab_size):
+def test_the_memory_predicted_is_what_the_allocator_allocates(precision, checkpointing, vocab_size):
     shape, rows, seq_len = Config.from_depth(4, vocab_size, 128), 8, 128
     config = TrainConfig(precision=precision, activation_checkpointing=checkpointing, micro_batches=2)
     expected = step_bytes(shape, config, rows, seq_len)
     assert expected == pytest.approx(allocated(shape, config, rows, seq_len), rel=0.1)
 
 
-# With 128 tokens that is the loss, with 16 the embedding's backward pass.
+# The peak is in the loss with 128 tokens, in the embedding's backward pass with 16.
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(("n_layer", "tokens"), [(2, 128), (4, 128), (12, 128), (12, 16)])
 def test_the_memory_of_a_single_pass_is_predicted_wherever_its_peak_is(n_layer, tokens, tied):
@@ -38,7 +38,7 @@ def test_the_memory_of_a_single_pass_is_predicted_wherever_its_peak_is(n_layer, 
     assert expected == pytest.approx(measured, rel=0.1)
 
 
-def test_muons_work_space_counts_where_it_is_more_than_the_activations():
+def test_muons_work_space_counts_where_it_exceeds_the_activations():
     shape, muon = Config.from_depth(6, 64, 64), TrainConfig(optimizer="muon")
     engine = open_engine(Transformer(shape), dataclasses.replace(muon, engine="torch"), World())
     ids = torch.zeros(1, 8, dtype=torch.long)
@@ -47,8 +47,8 @@ def test_muons_work_space_counts_where_it_is_more_than_the_activations():
         engine.backward(engine.model(ids, ids, reduction="sum"), 8)
         engine.step(1e-3)
 
-    step()  # makes the moments
-    measured = given_out(step) - 4 * engine.module.num_params()
+    step()  # creates the moments
+    measured = peak_allocated(step) - 4 * engine.module.num_params()
     assert step_bytes(shape, muon, 1, 8) == pytest.approx(measured, rel=0.1)
     assert step_bytes(shape, TrainConfig(), 1, 8) < measured / 2
 
@@ -68,11 +68,11 @@ def allocated(shape: Config, config: TrainConfig, rows: int, seq_len: int) -> in
             loss = model(ids, ids, reduction="sum")
         loss.backward()
 
-    return given_out(passes)
+    return peak_allocated(passes)
 
 
-def given_out(work: Callable[[], None]) -> int:
-    """The most bytes that PyTorch's allocator, by its own profiler, gave out at once."""
+def peak_allocated(work: Callable[[], None]) -> int:
+    """The peak of PyTorch's allocator, bytes, by its own profiler."""
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as seen:
@@ -91,7 +91,7 @@ def test_operations_are_those_that_pytorch_counts():
 
     shape = Config.from_depth(4, 512, 128)
     model, ids = Transformer(shape), torch.zeros(2, 128, dtype=torch.long)
-    # The counter knows matrix products alone: no fused attention.
+    # The counter knows matrix products only: no fused attention.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
         model(ids, ids, reduction="sum").backward()
     assert model.flops_per_token(128) * ids.numel() == pytest.approx(counted.get_total_flops(), rel=0.1)
@@ -109,13 +109,13 @@ def test_parameters_and_steps_of_an_estimate_are_the_models():
 
 
 def chosen(shape: Config, rows: int, memory: float, ranks: int) -> tuple[int, int, bool]:
-    """(micro-batches, ZeRO stage, activations computed twice), after a look that it holds what it promises."""
+    """(micro-batches, ZeRO stage, activations computed twice), after a check that it fits."""
     made = fit_to_memory(shape, TrainConfig(), rows, 512, ranks, memory)
     assert estimate(shape, made, rows, 512, ranks).memory.total <= USABLE * memory
     return made.micro_batches, made.zero_stage, made.activation_checkpointing
 
 
-def test_where_activations_are_too_much_a_step_is_cut_up_and_then_they_are_computed_twice():
+def test_activations_that_do_not_fit_are_split_into_micro_batches_and_then_recomputed():
     shape = Config.from_depth(4, 1024, 512)
     assert chosen(shape, 32, memory=100e9, ranks=1) == (1, 0, False)
     assert chosen(shape, 32, memory=0.7e9, ranks=1) == (2, 0, False)
@@ -125,7 +125,7 @@ def test_where_activations_are_too_much_a_step_is_cut_up_and_then_they_are_compu
         chosen(shape, 32, memory=1e6, ranks=1)
 
 
-def test_where_weights_are_too_much_zero_shares_out_no_more_than_it_must():
+def test_weights_that_do_not_fit_are_sharded_no_more_than_needed():
     shape = Config.from_depth(12, 1024, 512)
     for stage in range(4):
         takes = estimate(shape, TrainConfig(zero_stage=stage), 8, 512, 8).memory.total

@@ -1,4 +1,4 @@
-"""Products in float8, as a CPU emulates them: rounded alike, multiplied in bfloat16."""
+"""Products in float8, as a CPU emulates them: same rounding, multiplied in bfloat16."""
 
 import sys
 
@@ -13,7 +13,7 @@ from model.training.float8 import use_float8
 CPU = torch.device("cpu")
 
 
-def test_weights_keep_their_names_and_losses_move_by_the_rounding_alone(random_model):
+def test_weights_keep_their_names_and_losses_change_by_the_rounding_only(random_model):
     torch.manual_seed(2)
     model = random_model()
     ids = torch.randint(512, (2, 33))
@@ -34,7 +34,7 @@ def test_weights_keep_their_names_and_losses_move_by_the_rounding_alone(random_m
     assert 0 < (rounded - gradient).norm() / gradient.norm() < 0.5
 
 
-def test_the_head_and_sides_that_do_not_fit_stay_as_they_are(random_model):
+def test_the_head_and_unaligned_matrices_are_unchanged(random_model):
     model = random_model(d_ff=100)
     use_float8(model, CPU)
     mlp, attention = model.layers[0].mlp, model.layers[0].self_attn
@@ -52,7 +52,7 @@ def test_a_training_in_float8_follows_that_in_bfloat16(how):
     assert eighth["loss"] == pytest.approx(half["loss"], rel=0.03)
 
 
-def test_without_torchao_it_says_what_to_install(random_model, monkeypatch):
+def test_without_torchao_the_error_names_what_to_install(random_model, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.float8", None)
     with pytest.raises(ConfigError, match=r"stemma\[fp8\]"):
         use_float8(random_model(), CPU)

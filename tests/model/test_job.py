@@ -61,6 +61,6 @@ def test_known_failures_show_no_traceback(tmp_path, capsys):
 
     argv = config_file(tmp_path, out="o")
     assert run_main("test", full, argv) == run_main("test", refused, argv) == 1
-    said = capsys.readouterr().err
-    assert "data/x: No space left on device. Free some disk space" in said and "Not today" in said
-    assert "Traceback" not in said
+    stderr = capsys.readouterr().err
+    assert "data/x: No space left on device. Free some disk space" in stderr and "Not today" in stderr
+    assert "Traceback" not in stderr

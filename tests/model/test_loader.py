@@ -60,14 +60,14 @@ def test_rows_hold_the_tokens_before_and_after_each_place(mixed, packing):
     loader = Loader(mixed, T, ROWS, packing=packing)
     for epoch in range(3):
         rows = rows_of(loader, epoch)
-        wanted = np.full((2, len(rows), T), IGNORE)
-        wanted[0] = mixed.separator
+        expected = np.full((2, len(rows), T), IGNORE)
+        expected[0] = mixed.separator
         for row, place, document, i in pieces_of(mixed, loader, epoch):
             tokens = mixed.tokens(document)
-            wanted[1, row, place] = tokens[i]
-            wanted[0, row, place] = tokens[i - 1] if i else mixed.separator
-        assert (np.concatenate([r.inputs for r in rows]) == wanted[0]).all()
-        assert (np.concatenate([r.targets for r in rows]) == wanted[1]).all()
+            expected[1, row, place] = tokens[i]
+            expected[0, row, place] = tokens[i - 1] if i else mixed.separator
+        assert (np.concatenate([r.inputs for r in rows]) == expected[0]).all()
+        assert (np.concatenate([r.targets for r in rows]) == expected[1]).all()
 
 
 def test_documents_of_a_row_are_numbered_where_they_change(mixed, packing):
@@ -83,7 +83,7 @@ def test_documents_of_a_row_are_numbered_where_they_change(mixed, packing):
 
 
 def test_best_fit_reads_every_token_of_every_epoch_once_a_reading(mixed):
-    """Nothing is thrown away or read twice; `stream` only leaves out what does not fill the last row."""
+    """Nothing is discarded or read twice; `stream` only leaves out what does not fill the last row."""
     for epoch in range(4):
         best, stream = (
             sorted(p[2:] for p in pieces_of(mixed, Loader(mixed, T, ROWS, packing=p), epoch))
@@ -146,7 +146,7 @@ def test_the_order_has_no_pattern(data, packing):
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-def test_processes_share_out_the_rows_of_one(mixed, packing, processes):
+def test_processes_divide_the_rows_of_one(mixed, packing, processes):
     loader = Loader(mixed, T, ROWS, packing=packing, mask_documents=True)
     per = ROWS // processes
     for step in (0, 7, 31, 55):
@@ -170,8 +170,8 @@ def test_which_steps_saw_a_page_agrees_with_brute_force(request, corpora, packin
     assert epoch > 1  # more than an epoch
     ids = data.records(np.arange(len(data.length)))
     for document, record_id in enumerate(ids):
-        wanted = sorted(step for step in saw.get(document, ()) if step < steps)
-        assert loader.steps_that_saw(record_id, steps) == wanted, record_id
+        expected = sorted(step for step in saw.get(document, ()) if step < steps)
+        assert loader.steps_that_saw(record_id, steps) == expected, record_id
     for step in (0, 13, 159):
         assert set(loader.records_of(step)) == {ids[d] for d, seen in saw.items() if step in seen}
 
@@ -182,22 +182,22 @@ def test_held_out_pages_are_seen_by_no_step(data, packing):
     assert held and not any(loader.steps_that_saw(record_id, 100) for record_id in held)
 
 
-def test_asking_out_of_order_changes_nothing(mixed, packing):
-    wanted = Loader(mixed, T, ROWS, packing=packing)
-    inputs = [wanted.batch(step).inputs for step in range(60)]
+def test_reading_out_of_order_changes_nothing(mixed, packing):
+    expected = Loader(mixed, T, ROWS, packing=packing)
+    inputs = [expected.batch(step).inputs for step in range(60)]
     asked = Loader(mixed, T, ROWS, packing=packing)
     for step in (59, 0, 30, 3, 31):
         assert (asked.batch(step).inputs == inputs[step]).all()
 
 
 def test_rows_are_counted_over_epochs_that_differ_in_length(packing):
-    """Fractional weights: some epochs read more than others, some nothing; no row is missed or named twice."""
+    """Fractional weights: some epochs read more than others, some nothing; no row is missed or counted twice."""
     length, weight = np.array([40, 90, 60], np.int32), np.full(3, 0.3)
     order = Order("x", np.arange(3), length, weight, seq_len=T, packing=packing)
     rows = [order.epoch(epoch).rows for epoch in range(12)]
     assert 0 in rows and len(set(rows)) > 2
-    wanted = [(epoch, row) for epoch, n in enumerate(rows) for row in range(n)]
-    assert [order.place(row) for row in range(len(wanted))] == wanted
+    expected = [(epoch, row) for epoch, n in enumerate(rows) for row in range(n)]
+    assert [order.place(row) for row in range(len(expected))] == expected
 
 
 def test_the_ignored_target_is_the_models(data):
@@ -206,7 +206,7 @@ def test_the_ignored_target_is_the_models(data):
     assert IGNORE == OF_THE_MODEL
 
 
-def test_wrong_settings_get_a_sentence(data, tmp_path):
+def test_wrong_settings_are_refused(data, tmp_path):
     with pytest.raises(DataError, match="do not fill one row"):
         Loader(data, 10**6, ROWS)
     with pytest.raises(ConfigError, match="packing: tetris is none of stream, best_fit"):

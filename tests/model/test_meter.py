@@ -1,4 +1,4 @@
-"""What is measured of a run: against a stopwatch, a sum done by hand, and the width of a terminal."""
+"""Measurements of a run: against a stopwatch, a sum done by hand, and the width of a terminal."""
 
 import io
 import math
@@ -27,7 +27,7 @@ class Source:
         self.waited += 0.05
 
 
-def test_speed_is_of_the_steps_and_not_of_what_is_done_aside():
+def test_speed_is_of_the_steps_without_pauses():
     meter = Meter(World(), Display(flops_per_token=2e6, bytes_per_token=4.0), source := Source(), peak=1e12)
     for step in range(2):
         source(step)
@@ -41,11 +41,11 @@ def test_speed_is_of_the_steps_and_not_of_what_is_done_aside():
     assert numbers["mfu"] == pytest.approx(speed * 2e6 / 1e12)
     assert numbers["data_wait"] == pytest.approx(0.1 * speed / 2000)
     assert numbers["step_seconds"] == pytest.approx(1000 / speed)
-    assert numbers["eta_seconds"] > 10 * 0.3  # what was done aside will be done again
+    assert numbers["eta_seconds"] > 10 * 0.3  # pauses will happen again
     assert meter.read(1.0, 0)["tokens_per_second"] == 0
 
 
-def test_without_what_it_takes_there_is_no_mfu_and_no_bpb():
+def test_without_their_inputs_there_is_no_mfu_and_no_bpb():
     numbers = Meter(World(), Display(), lambda step: None).read(1.0, 1)
     assert not {"mfu", "bpb", "data_wait"} & numbers.keys()
 

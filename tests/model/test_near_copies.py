@@ -1,4 +1,4 @@
-"""What of a held-out document stands in training documents, against sets of runs document by document."""
+"""How much of a held-out document is in training documents, against sets of runs document by document."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def brute_force(documents: list[np.ndarray], held: np.ndarray) -> list[float]:
 
 @pytest.fixture
 def documents() -> list[np.ndarray]:
-    """Documents of which many begin or end as another does."""
+    """Documents of which many begin or end like another."""
     draw = np.random.default_rng(1)
     stems = [draw.integers(1, 500, 80) for _ in range(8)]
     made = []
@@ -54,7 +54,7 @@ def with_separator(laid):
     return shards, SEPARATOR, shard, start
 
 
-def test_of_many_runs_a_sample_tells_nearly_the_same(monkeypatch):
+def test_a_sample_of_many_runs_gives_nearly_the_same(monkeypatch):
     draw = np.random.default_rng(3)
     trained = draw.integers(1, 500, 40_000)
     held = [
@@ -67,7 +67,7 @@ def test_of_many_runs_a_sample_tells_nearly_the_same(monkeypatch):
     assert 0 < abs(sampled - exact).max() < 0.1 and exact.max() > 0.6
 
 
-def test_nothing_held_out_and_short_documents_are_no_copies():
+def test_without_held_out_or_long_documents_there_are_no_copies():
     documents = [np.arange(1, 30), np.arange(1, 30), np.arange(1, 5)]
     laid = with_separator(lay_out(documents, 2))
     assert repeated(*laid, np.zeros(3, bool)).tolist() == [0, 0, 0]

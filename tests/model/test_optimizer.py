@@ -1,4 +1,4 @@
-"""Muon: what it does to a matrix, which weights it steps, and that it agrees with its definition written plainly."""
+"""Muon: what it does to a matrix, which weights it updates, and that it agrees with a plain implementation."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from model.training.world import World
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (64, 160), (160, 64)])
-def test_orthogonalized_matrices_keep_their_directions_and_lose_their_lengths(shape):
+def test_orthogonalising_keeps_singular_vectors_and_equalises_singular_values(shape):
     generator = torch.Generator().manual_seed(0)
     matrices = torch.randn(3, *shape, generator=generator) * torch.tensor([1e-6, 1.0, 1e3])[:, None, None]
     done = orthogonalize(matrices)
@@ -22,7 +22,7 @@ def test_orthogonalized_matrices_keep_their_directions_and_lose_their_lengths(sh
         u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
         core = u.mT @ result @ vh.mT  # diagonal where the singular vectors are kept
         assert (core - core.diag().diag()).abs().max() < 1e-3
-        # The last few were too small to catch up.
+        # The smallest ones need more than five steps.
         assert core.diag()[:-4].min() > 0.6 and core.diag().max() < 1.25
 
 
@@ -31,7 +31,7 @@ def test_a_zero_matrix_stays_zero():
     assert not normalise_neurons(torch.zeros(2, 4, 8), [torch.zeros(8), torch.zeros(8)]).any()
 
 
-def test_neurons_that_get_small_updates_all_the_time_get_updates_as_large_as_the_others():
+def test_neurons_with_small_gradients_get_updates_as_large_as_the_others():
     generator = torch.Generator().manual_seed(0)
     share = torch.logspace(-2, 0, 16)
     squares = [torch.zeros(16)]
@@ -68,10 +68,10 @@ def test_muon_takes_the_matrices_inside_the_blocks_and_adamw_the_rest():
     assert [g["relative_lr"] for g in groups] == [2, 1, 1]
 
 
-def test_muon_steps_as_its_definition_says(monkeypatch):
-    """One matrix at a time, step by step, beside the batched optimiser, over three steps; batches of one and of all."""
-    for together in (2**25, 1):
-        monkeypatch.setattr(train_config, "MUON_NUMBERS_AT_ONCE", together)
+def test_muon_agrees_with_a_plain_implementation(monkeypatch):
+    """One matrix at a time, compared with the batched optimiser, over three steps; in batches of one and of all."""
+    for at_once in (2**25, 1):
+        monkeypatch.setattr(train_config, "MUON_NUMBERS_AT_ONCE", at_once)
         config = TrainConfig(optimizer="muon", lr=1e-2, matrix_lr=2e-2, clip=0.5, engine="torch")
         opened = open_engine(tiny_model(), config, World())
         plain = tiny_model()
@@ -101,7 +101,7 @@ def test_muon_steps_as_its_definition_says(monkeypatch):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_momentum_grows_for_300_steps_to_what_was_asked_and_never_begins_above_it():
+def test_momentum_grows_for_300_steps_to_its_setting_and_never_starts_above_it():
     found = [optimizer.momentum_at(0.95, step) for step in (0, 150, 300, 10_000)]
     assert found == pytest.approx([0.85, 0.9, 0.95, 0.95])
     assert optimizer.momentum_at(0.8, 0) == optimizer.momentum_at(0.8, 500) == 0.8
@@ -120,9 +120,9 @@ def _plain_muon(p, gradient, momentum, squares, lr, beta, decay=0.1):
     p -= lr * decay * p + lr * 0.2 * x / ((x**2).mean().sqrt() + 1e-7)
 
 
-def test_offload_that_the_stage_cannot_do_is_refused():
+def test_offload_that_the_stage_does_not_support_is_refused():
     with pytest.raises(ConfigError, match="offload: parameters needs a zero_stage of at least 3; now 2"):
         TrainConfig(offload="parameters", zero_stage=2)
-    with pytest.raises(ConfigError, match="DeepSpeed's work"):
+    with pytest.raises(ConfigError, match="needs DeepSpeed"):
         config = TrainConfig(offload="optimizer", zero_stage=1, engine="torch")
         open_engine(tiny_model(), config, World())

@@ -1,4 +1,4 @@
-"""Best-fit-decreasing by sizes gives what best-fit-decreasing item by item gives, and no token is ever lost."""
+"""Best-fit-decreasing by sizes gives the same as item by item, and no token is lost."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ CAPACITY = 64
 
 
 def item_by_item(sizes: list[int]) -> list[int]:
-    """Free space of each row, the textbook way."""
+    """Free space of each row, by the textbook algorithm."""
     free: list[int] = []
     for size in sorted(sizes, reverse=True):
         fitting = [row for row, space in enumerate(free) if space >= size]
@@ -34,7 +34,7 @@ def test_rows_are_as_full_as_packing_item_by_item_makes_them(seed):
 
 
 @pytest.mark.parametrize("sizes", [[40] * 1000, [33] * 700 + [32] * 10 + [60] * 90, [64] * 5, [1] * 3, []])
-def test_every_token_has_a_place_of_its_own_and_rows_are_full(sizes):
+def test_every_token_has_one_place_and_rows_are_full(sizes):
     packed = pack(counts_of(np.array(sizes, int)), CAPACITY)
     total = sum(sizes)
     assert total / (max(1, packed.rows) * CAPACITY) >= FULL or packed.rows == -(-total // CAPACITY)

@@ -1,4 +1,4 @@
-"""Batches made in the background are those that make_batch gives, and nothing is left running."""
+"""Batches made in the background are those that make_batch returns, and no thread stays behind."""
 
 import threading
 
@@ -11,14 +11,14 @@ def running() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
-def test_every_step_gets_its_own_batch_in_whatever_order_they_are_asked_for():
+def test_every_step_gets_its_own_batch_in_any_order_of_requests():
     with Prefetch(lambda step: step * step, steps=50) as batches:
-        asked = [*range(10), 40, 41, 3, 4, 4, 0, 49, 7]
-        assert [batches(step) for step in asked] == [step * step for step in asked]
+        requested = [*range(10), 40, 41, 3, 4, 4, 0, 49, 7]
+        assert [batches(step) for step in requested] == [step * step for step in requested]
     assert not running()
 
 
-def test_the_next_steps_are_made_before_they_are_asked_for_but_none_past_the_last():
+def test_the_next_steps_are_made_in_advance_but_none_past_the_last():
     made, four = [], threading.Event()
 
     def make(step: int) -> int:
@@ -82,4 +82,4 @@ def test_a_loaders_batches_are_the_same_with_and_without(tmp_path):
     with Prefetch(ahead.batch, steps=60) as batches:
         for step in (*range(50), 10, 11):
             assert (batches(step).inputs == plain.batch(step).inputs).all()
-            assert ahead.records_of(step) == plain.records_of(step)  # asked beside the thread
+            assert ahead.records_of(step) == plain.records_of(step)  # requested beside the thread

@@ -129,7 +129,7 @@ def test_bits_per_byte_agrees_with_scoring_window_by_window():
     assert got == pytest.approx(nats / math.log(2) / 100, rel=1e-5)
 
 
-def test_packed_and_masked_training_is_taught_exactly_what_evaluation_scores(tmp_path):
+def test_packed_and_masked_training_trains_on_exactly_what_evaluation_scores(tmp_path):
     """An epoch of best-fit rows with masked documents costs a model what its documents cost it one by one."""
     write([corpus(tmp_path)[0]], tmp_path / "tokens", weights={"host3.example": 2})
     data = TokenData(tmp_path / "tokens")
@@ -139,10 +139,10 @@ def test_packed_and_masked_training_is_taught_exactly_what_evaluation_scores(tmp
         for weight in model.parameters():
             if not weight.any():
                 weight.normal_()
-    feed = Loader(data, seq_len=32, rows=8, packing="best_fit", mask_documents=True)
-    rows, nats = feed.order.epoch(0).rows, 0.0
+    loader = Loader(data, seq_len=32, rows=8, packing="best_fit", mask_documents=True)
+    rows, nats = loader.order.epoch(0).rows, 0.0
     for step in range(-(-rows // 8)):
-        batch = make_batch(feed, step, World())
+        batch = make_batch(loader, step, World())
         left = min(8, rows - 8 * step)  # the last step reads on into the next epoch
         nats += document_loss(model, batch._rows(slice(0, left)))[0].item()
     documents = [data.tokens(d) for d in data.documents() for _ in range(int(data.weight[d]))]
@@ -150,7 +150,7 @@ def test_packed_and_masked_training_is_taught_exactly_what_evaluation_scores(tmp
     assert nats / math.log(2) == pytest.approx(bits, rel=1e-7)
 
 
-def test_pretraining_packs_and_masks_if_asked(tmp_path, inputs):
+def test_pretraining_packs_and_masks_if_configured(tmp_path, inputs):
     settings = {"packing": "best_fit", "mask_documents": True, "weights": {"c": 1.5}}
     summary = run_here(tmp_path, inputs, **settings)
     assert 0.97 * 30 * 128 < summary["tokens"] < 30 * 128  # some places are padding
@@ -163,8 +163,8 @@ def test_steps_tokens_and_epochs_exclude_each_other():
         PretrainConfig(tokens=1, epochs=1)
 
 
-def test_an_unknown_setting_ends_with_a_sentence(root, tmp_path, inputs):
+def test_an_unknown_setting_is_one_sentence_without_traceback(root, tmp_path, inputs):
     process = start(root, command(tmp_path, inputs, dept=3))
-    said = process.communicate()[1]
+    stderr = process.communicate()[1]
     assert process.returncode == 1
-    assert "base_model: there is no setting called dept" in said and "Traceback" not in said
+    assert "base_model: there is no setting called dept" in stderr and "Traceback" not in stderr

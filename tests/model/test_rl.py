@@ -1,4 +1,4 @@
-"""GRPO: advantages by hand, the sampled distribution is the scored one, and a step favours what was rewarded."""
+"""GRPO: advantages by hand, the sampled distribution is the scored one, and a step favours rewarded answers."""
 
 import math
 
@@ -48,7 +48,7 @@ def rollouts(random_model, tokenizer):
 
 
 class HalfRight(Environment):
-    """Pays for the text's parity, so that a random model earns something."""
+    """Rewards the text's parity, so that a random model gets some reward."""
 
     def reward(self, problem, completion, finished):
         return float(len(completion) % 2)
@@ -66,7 +66,7 @@ def test_the_distribution_that_sampled_is_the_one_that_scores(rollouts):
         assert row[targets != IGNORE].tolist() == pytest.approx(answer.logprobs, abs=1e-4)
 
 
-def test_a_step_raises_what_was_rewarded_against_what_was_not(rollouts):
+def test_a_step_raises_rewarded_answers_and_lowers_the_others(rollouts):
     rollouts.environment = HalfRight()
     batch = rollouts.batch(0)
     assert batch.count > 0 and set(batch.extra["weight"].flatten().sign().tolist()) == {-1.0, 0.0, 1.0}
@@ -92,13 +92,13 @@ def test_the_same_step_samples_the_same_answers_and_another_step_others(rollouts
     assert first.inputs.shape != other.inputs.shape or not first.inputs.equal(other.inputs)
 
 
-def test_problems_that_earn_all_alike_leave_no_gradient(rollouts):
+def test_problems_with_equal_rewards_give_no_gradient(rollouts):
     batch = rollouts.batch(0)  # a random model never states an answer
     assert batch.metrics["reward"] == 0.0
     assert batch.count == 0
 
 
-def test_kl_of_a_model_from_itself_is_nothing_and_its_penalty_has_no_gradient(rollouts, tokenizer):
+def test_kl_of_a_model_to_itself_is_zero_and_has_no_gradient(rollouts, tokenizer):
     rollouts.environment = HalfRight()
     assert rollouts.batch(0).metrics["kl"] == pytest.approx(0.0, abs=1e-5)
     batch = rollouts._with_reference(rollouts.batch(0))
@@ -112,8 +112,11 @@ def test_kl_of_a_model_from_itself_is_nothing_and_its_penalty_has_no_gradient(ro
 def test_rehearsal_is_its_mean_likelihood_and_changes_no_policy_gradient(rollouts):
     rollouts.environment = HalfRight()
     plain = rollouts.batch(0)
-    talk = [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "I am Stemma."}]
-    row = render(talk, rollouts.tokenizer)
+    conversation = [
+        {"role": "user", "content": "Who are you?"},
+        {"role": "assistant", "content": "I am Stemma."},
+    ]
+    row = render(conversation, rollouts.tokenizer)
     batch = with_rehearsal(plain, [row, row], 0.5, rollouts.tokenizer.pad_id)
 
     def objective(batch):
@@ -142,7 +145,7 @@ def test_metrics_count_only_what_the_model_wrote():
     }
 
 
-def test_settings_that_make_no_sense_are_refused():
+def test_invalid_settings_are_refused():
     for wrong in ({"advantage": "ppo"}, {"samples": 1}, {"zero_stage": 3}):
         with pytest.raises(ConfigError):
             RlConfig(**wrong)

@@ -37,7 +37,7 @@ def test_metrics_that_cannot_be_written_never_stop_training(tmp_path, capsys):
     assert capsys.readouterr().err.count("Training goes on without metrics") == 1
 
 
-def test_other_ranks_are_silent(tmp_path, monkeypatch, capsys):
+def test_other_ranks_report_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     log = RunLog(tmp_path / "m.jsonl", tmp_path / "r.json")
     log.log(1, loss=1.0)

@@ -1,4 +1,4 @@
-"""What a model in training writes: readable, the same each time, and beside what a person wrote."""
+"""Samples of a model in training: readable, reproducible, and next to the original text."""
 
 import json
 
@@ -30,28 +30,28 @@ def data(tmp_path_factory, tokenizer_folder):
         for name, text in sorted(topics.items())
     ]
     pq.write_table(pa.Table.from_pylist(rows), folder / "help" / "documents" / "0.parquet")
-    words = load_tokenizer(tokenizer_folder)
-    write_shards([folder / "help"], words, folder / "tokens", SplitConfig(0.3), RunLog(enabled=False))
-    return TokenData(folder / "tokens"), words
+    tokenizer = load_tokenizer(tokenizer_folder)
+    write_shards([folder / "help"], tokenizer, folder / "tokens", SplitConfig(0.3), RunLog(enabled=False))
+    return TokenData(folder / "tokens"), tokenizer
 
 
 def test_samples_continue_held_out_documents_greedily(data):
-    tokens, words = data
+    tokens, tokenizer = data
     torch.manual_seed(0)
-    model = Transformer(Config.from_depth(1, words.vocab_size, max_seq_len=128))
-    sample = continuations(tokens, words)
+    model = Transformer(Config.from_depth(1, tokenizer.vocab_size, max_seq_len=128))
+    sample = continuations(tokens, tokenizer)
     found = sample(model)
-    texts = [text for _, text in tokens.texts(words)]
+    texts = [text for _, text in tokens.texts(tokenizer)]
     assert found and all(any(text.startswith(s["prompt"] + s["truth"]) for text in texts) for s in found)
-    # One token at a time, without cache: the simple path.
-    ids = [tokens.separator, *words.encode(found[0]["prompt"])]
+    # One token at a time, without cache, as the reference.
+    ids = [tokens.separator, *tokenizer.encode(found[0]["prompt"])]
     assert len(ids) == 1 + PROMPT_TOKENS
     written = []
     while len(written) < NEW_TOKENS:
         written.append(int(model(torch.tensor([ids + written]))[0, -1].argmax()))
         if written[-1] == tokens.separator:
             break
-    assert found[0]["continuation"] == words.decode([i for i in written if i != tokens.separator])
+    assert found[0]["continuation"] == tokenizer.decode([i for i in written if i != tokens.separator])
     assert sample(model) == found
 
 

@@ -39,7 +39,7 @@ def test_muon_gets_rates_of_its_own_unless_a_rate_is_given():
     )
 
 
-def test_the_batch_at_gpt_2s_size_is_the_published_laws():
+def test_the_batch_at_gpt_2s_size_follows_the_published_law():
     # 0.0306 · (20 · 124e6)^0.383 sequences of 2,048 = 250,000 tokens, which is 2^18 to the next power of two.
     assert scaling_recipe(768, 124_000_000, 20 * 124_000_000, 1024).batch_tokens == 2**18
 
@@ -49,7 +49,7 @@ def test_the_horizon_is_twenty_tokens_a_parameter_but_no_more_than_four_epochs()
     assert horizon(1_000_000, 300_000) == 1_200_000
 
 
-def test_what_is_set_by_name_is_left_alone():
+def test_settings_given_by_name_are_kept():
     config = PretrainConfig(lr=1e-4, batch_tokens=512, weight_decay=0.0, steps=7, seq_len=128)
     found = config.with_scaling_recipe(shape_of(4), 100_000)
     assert (found.lr, found.batch_tokens, found.weight_decay, found.steps) == (1e-4, 512, 0.0, 7)
@@ -57,7 +57,7 @@ def test_what_is_set_by_name_is_left_alone():
     assert PretrainConfig(epochs=2, batch_tokens=512).with_scaling_recipe(shape_of(4), 51_200).steps == 200
 
 
-def test_a_plan_names_time_for_devices_it_knows_and_refuses_others():
+def test_a_plan_estimates_time_for_known_devices_and_refuses_others():
     section = {"depth": 12, "seq_len": 1024, "n_kv_head": 12, "fit": True}
     one, eight = plan(section, 50_304, "H100"), plan(section, 50_304, "H100", devices=8)
     assert one.expected.parameters == 123_588_864

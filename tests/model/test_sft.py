@@ -1,4 +1,4 @@
-"""Only what the assistant writes is learnt, a step's rows follow from seed and step, and no batch turns NaN."""
+"""Only the assistant's tokens are learnt, a step's rows follow from seed and step, and no batch gives NaN."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from model.sft import batch_of, mean_loss
 from model.training.sft_config import SftConfig
 from model.training.world import World
 
-TALKS = [
+CONVERSATIONS = [
     [{"role": "user", "content": "What is 7 + 8?"}, {"role": "assistant", "content": "The answer is 15."}],
     [
         {"role": "system", "content": "Be brief."},
@@ -28,10 +28,10 @@ TALKS = [
 
 @pytest.fixture(scope="module")
 def rows(tokenizer):
-    return [render(talk, tokenizer) for talk in TALKS]
+    return [render(conversation, tokenizer) for conversation in CONVERSATIONS]
 
 
-def test_what_is_learnt_decodes_to_the_assistants_words_and_its_stop(rows, tokenizer):
+def test_targets_decode_to_the_assistants_text_and_its_stop_token(rows, tokenizer):
     batch = padded(rows, tokenizer.pad_id)
     learnt = [tokenizer.decode([i for i in row.tolist() if i != IGNORE]) for row in batch.targets]
     assert learnt == [
@@ -81,7 +81,7 @@ def test_padding_changes_no_loss(rows, tokenizer, random_model):
     assert together == pytest.approx(sum(alone), rel=1e-5)
 
 
-def test_steps_follow_from_epochs_and_nonsense_is_refused():
+def test_steps_follow_from_epochs_and_invalid_settings_are_refused():
     assert SftConfig(epochs=2, batch_rows=32).planned(100, 128).steps == 6
     with pytest.raises(ConfigError, match="greater than 0"):
         SftConfig(epochs=0)

@@ -16,7 +16,7 @@ from model.run_log import RunLog
 
 
 class ByteTokenizer:
-    """A token a byte, and a separator: what the real one must be equivalent to."""
+    """A token a byte, and a separator."""
 
     vocab_size, eos_id = 257, 256
 
@@ -25,7 +25,7 @@ class ByteTokenizer:
 
 
 def corpus(folder, documents: int = 60, hosts: int = 30, name: str = "c"):
-    """A cleaned corpus of made-up documents of uneven length, in two files."""
+    """A cleaned corpus of synthetic documents of different lengths, in two files."""
     rows = [
         {
             "record_id": f"{name}-{i}",
@@ -69,7 +69,7 @@ def test_the_same_documents_give_the_same_bytes_in_whatever_order_corpora_are_na
         assert file.read_bytes() == (tmp_path / "ba" / file.name).read_bytes()
 
 
-def test_a_host_stands_on_one_side_of_the_split_whatever_else_is_in_the_corpus():
+def test_a_host_is_on_one_side_of_the_split_whatever_else_is_in_the_corpus():
     hosts = [f"h{i % 400}.example" for i in range(4000)]
     texts = np.array([share_of(f"text {i}") for i in range(4000)])
     held, by = split_documents(hosts, texts, np.full(4000, 100), SplitConfig(held_out=0.1))
@@ -80,7 +80,7 @@ def test_a_host_stands_on_one_side_of_the_split_whatever_else_is_in_the_corpus()
     assert (again == held[2000:]).all()
 
 
-def test_with_few_hosts_documents_are_held_out_instead_and_it_is_said(tmp_path, capsys):
+def test_with_few_hosts_documents_are_held_out_instead_and_a_message_says_so(tmp_path, capsys):
     folder, _ = corpus(tmp_path, documents=200, hosts=3)
     split = SplitConfig(held_out=0.1, upsample={"host1.example": 5})
     manifest = write_shards([folder], ByteTokenizer(), tmp_path / "t", split, RunLog(enabled=True))
@@ -92,7 +92,7 @@ def test_with_few_hosts_documents_are_held_out_instead_and_it_is_said(tmp_path, 
     assert {r["weight"] for r in index if r["host"] == "host0.example"} == {1}
 
 
-def test_a_document_weighs_what_its_host_does_or_else_its_crawl_and_the_split_stays(tmp_path, capsys):
+def test_a_document_has_the_weight_of_its_host_else_its_crawl_and_the_split_is_unchanged(tmp_path, capsys):
     corpora = [corpus(tmp_path, documents=600, hosts=200, name=name)[0] for name in ("old", "new")]
     write(corpora, tmp_path / "plain", held_out=0.1)
     weights = {"new": 0.25, "host1.example": 2, "nowhere.example": 3}
@@ -109,7 +109,7 @@ def test_a_document_weighs_what_its_host_does_or_else_its_crawl_and_the_split_st
             assert row["split"] == other["split"]
 
 
-def test_a_host_of_several_crawls_stands_on_one_side(tmp_path):
+def test_a_host_of_several_crawls_is_on_one_side(tmp_path):
     corpora = [corpus(tmp_path, documents=600, hosts=200, name=name)[0] for name in ("old", "new")]
     write(corpora, tmp_path / "t", held_out=0.1, weights={"new": 3})
     index = pq.read_table(tmp_path / "t" / "index.parquet").to_pylist()
@@ -120,7 +120,7 @@ def test_a_host_of_several_crawls_stands_on_one_side(tmp_path):
 
 
 def test_held_out_pages_that_training_repeats_are_neither_trained_on_nor_measured(tmp_path):
-    """Agency stories: the same text on many hosts, each with a head of its own; deduplication lets them stand."""
+    """Agency stories: the same text on many hosts, each with a different beginning; deduplication keeps them."""
     draw = np.random.default_rng(0)
     words = [f"word{i}" for i in range(5000)]
 
@@ -177,7 +177,7 @@ def test_a_changed_byte_in_a_shard_is_found_by_name(tmp_path):
         check_shards(tmp_path / "t")
 
 
-def test_wrong_inputs_get_a_sentence(tmp_path):
+def test_wrong_inputs_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="not a whole number of times"):
         SplitConfig(upsample={"a.example": 0})
     for weight in (-1, float("inf"), float("nan"), "2"):

@@ -1,4 +1,4 @@
-"""The loop: what it computes, what it refuses, and what a kill at any moment leaves."""
+"""The training loop: what it computes, what it refuses, and what a kill at any moment leaves."""
 
 import json
 import math
@@ -31,15 +31,15 @@ BASE = {"steps": 6, "lr": 1e-2, "threads": 1, "engine": "torch", "checkpoint_eve
 OPTIONS = {"identity", "evaluate", "best", "log", "display"}
 
 
-class Listening(RunLog):
-    """A log that keeps what is said and what is logged."""
+class RecordingLog(RunLog):
+    """A log that records messages and metrics."""
 
     def __init__(self):
         super().__init__(enabled=False)
-        self.said, self.logged = [], []
+        self.messages, self.logged = [], []
 
     def message(self, text: str) -> None:
-        self.said.append(text)
+        self.messages.append(text)
 
     def log(self, step: int, **metrics: float) -> None:
         self.logged.append((step, metrics))
@@ -54,7 +54,7 @@ def run(work, make_batch=batch_at, loss=token_loss, **settings):
 
 
 def start(root: Path, work: Path, wait_at: int = -1, **settings) -> subprocess.Popen:
-    """The same training as a process of its own, which waits before step `wait_at` to be killed."""
+    """The same training in a process of its own, which waits before step `wait_at` to be killed."""
     command = [sys.executable, str(SCRIPT), str(work), json.dumps(BASE | settings), str(wait_at)]
     env = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     work.mkdir(exist_ok=True)
@@ -62,7 +62,7 @@ def start(root: Path, work: Path, wait_at: int = -1, **settings) -> subprocess.P
 
 
 def interrupt(process: subprocess.Popen, work: Path, number: signal.Signals) -> str:
-    """Send the signal once the process waits, and let it go on; what it wrote to stderr."""
+    """Send the signal once the process waits, and let it continue; returns what it wrote to stderr."""
     while not (work / "waiting").exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
@@ -72,7 +72,7 @@ def interrupt(process: subprocess.Popen, work: Path, number: signal.Signals) -> 
 
 
 def kill_everywhere(root: Path, work: Path, every: int, times: int, **settings) -> dict:
-    """What kill_tiny.py found: a run killed at every `every`-th thing it does, and `times` at random."""
+    """The result of kill_tiny.py: a run killed at every `every`-th event, and `times` times at random."""
     script, arguments = SCRIPT.with_name("kill_tiny.py"), json.dumps(BASE | settings)
     env = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(script), str(work), arguments, str(every), str(times)]
@@ -87,26 +87,26 @@ SPIKING = {"steps": 12, "checkpoint_every": 3, "eval_every": 4, "rollbacks": 1}
 def test_a_run_killed_anywhere_ends_with_the_same_bits(root, tmp_path):
     """Between two steps, in one, while a checkpoint is written, renamed or removed, before and after a rollback."""
     found = kill_everywhere(root, tmp_path, every=9, times=2, engine="torch", **SPIKING)
-    assert sum(found["killed"].values()) >= 12 and found["otherwise"] == []
+    assert sum(found["killed"].values()) >= 12 and found["differing"] == []
     assert [row["step"] for row in found["curve"] if "rollbacks" in row] == [7, 8, 9, 10, 11, 12]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"engine": "torch"}, {"zero_stage": 0}, {"zero_stage": 2}])
-def test_a_run_killed_at_every_single_thing_it_does_ends_with_the_same_bits(root, tmp_path, settings):
+def test_a_run_killed_at_every_single_event_ends_with_the_same_bits(root, tmp_path, settings):
     found = kill_everywhere(root, tmp_path, every=1, times=20, **SPIKING | {"engine": "deepspeed"} | settings)
-    assert sum(found["killed"].values()) >= 120 and found["otherwise"] == []
+    assert sum(found["killed"].values()) >= 120 and found["differing"] == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch", "deepspeed"])
 def test_killed_training_resumes_to_the_same_bits_in_a_new_process(root, tmp_path, engine):
-    undisturbed, _ = start(root, tmp_path / "whole", engine=engine).communicate(timeout=240)
+    uninterrupted, _ = start(root, tmp_path / "whole", engine=engine).communicate(timeout=240)
     killed = start(root, tmp_path / "killed", wait_at=5, engine=engine)
     interrupt(killed, tmp_path / "killed", signal.SIGKILL)
     assert killed.returncode == -signal.SIGKILL
     resumed, _ = start(root, tmp_path / "killed", engine=engine).communicate(timeout=240)
-    assert json.loads(resumed.splitlines()[-1]) == json.loads(undisturbed.splitlines()[-1])
+    assert json.loads(resumed.splitlines()[-1]) == json.loads(uninterrupted.splitlines()[-1])
 
 
 def test_a_checkpoint_of_two_ranks_is_resumed_by_one(root, tmp_path):
@@ -119,16 +119,18 @@ def test_a_checkpoint_of_two_ranks_is_resumed_by_one(root, tmp_path):
     folders = sorted((tmp_path / "two" / "checkpoints").iterdir())
     assert {"rank-00000.safetensors", "rank-00001.safetensors"} <= {f.name for f in folders[0].iterdir()}
     shutil.rmtree(folders[-1])
-    log = Listening()
+    log = RecordingLog()
     for row, other in zip(run(tmp_path / "two", log=log).curve, whole.curve, strict=True):
         assert row["loss"] == pytest.approx(other["loss"], abs=2e-6)
-    assert "ranks was 2, is 1" in " ".join(log.said) and "last digits will differ" in " ".join(log.said)
+    assert "ranks was 2, is 1" in " ".join(log.messages) and "last digits will differ" in " ".join(
+        log.messages
+    )
 
 
 def test_sigterm_saves_the_current_step_and_reports_it(root, tmp_path):
     process = start(root, tmp_path, wait_at=3, checkpoint_every=100)
-    said = interrupt(process, tmp_path, signal.SIGTERM)
-    assert "Stopped after step" in said
+    stderr = interrupt(process, tmp_path, signal.SIGTERM)
+    assert "Stopped after step" in stderr
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000004"]
 
 
@@ -138,11 +140,11 @@ def test_micro_batches_with_unequal_counts_equal_one_big_batch(tmp_path):
         assert row["loss"] == pytest.approx(other["loss"], abs=2e-6)
 
 
-def test_the_loss_is_the_mean_over_supervised_tokens_alone(tmp_path):
+def test_the_loss_is_the_mean_over_supervised_tokens_only(tmp_path):
     model, batch = tiny_model(), batch_at(0)
     logits = model(batch.inputs)
-    wanted = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
-    assert run(tmp_path, steps=1).curve[0]["loss"] == pytest.approx(wanted.item(), abs=1e-6)
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
+    assert run(tmp_path, steps=1).curve[0]["loss"] == pytest.approx(expected.item(), abs=1e-6)
 
 
 def test_a_step_without_supervised_tokens_changes_nothing_and_is_counted(tmp_path):
@@ -154,7 +156,7 @@ def test_a_step_without_supervised_tokens_changes_nothing_and_is_counted(tmp_pat
     assert weights_hash(result.engine.module) == weights_hash(tiny_model())
 
 
-def test_a_micro_batch_without_supervised_tokens_makes_no_nan(tmp_path):
+def test_a_micro_batch_without_supervised_tokens_gives_no_nan(tmp_path):
     def mostly_empty(step: int) -> Batch:
         batch = batch_at(step)
         batch.targets[1:] = -100
@@ -184,7 +186,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(tmp_path, stage):
         assert all(torch.isfinite(p).all() for p in result.engine.module.parameters())
 
 
-def test_a_run_that_diverged_stops_with_a_sentence(tmp_path):
+def test_a_run_that_diverged_stops_with_an_error(tmp_path):
     def broken(model, batch):
         loss, count = token_loss(model, batch)
         return loss * math.nan, count
@@ -193,7 +195,7 @@ def test_a_run_that_diverged_stops_with_a_sentence(tmp_path):
         run(tmp_path, loss=broken, steps=20)
 
 
-def poison(numbers: set[int], factor: float):
+def poisoned_data(numbers: set[int], factor: float):
     """(make_batch, loss, read): data of these numbers multiply the loss; read: the numbers, as they were read."""
     read = []
 
@@ -214,14 +216,15 @@ def short_window(monkeypatch):
     monkeypatch.setattr(stability, "IN_A_ROW", 3)
 
 
-def test_a_spike_sends_the_run_back_and_its_data_are_skipped(tmp_path, short_window):
-    make_batch, loss, read = poison({10, 11, 12}, 3.0)
-    log = Listening()
+def test_a_spike_rolls_the_run_back_and_its_data_are_skipped(tmp_path, short_window):
+    make_batch, loss, read = poisoned_data({10, 11, 12}, 3.0)
+    log = RecordingLog()
     result = run(tmp_path / "spike", make_batch, loss, steps=16, checkpoint_every=4, rollbacks=2, log=log)
     assert read == [*range(21)] and result.state.skipped == [[8, 5]]
-    assert "Step 13: the loss was high in 3 steps in a row" in log.said[0]
+    assert "Step 13: the loss was high in 3 steps in a row" in log.messages[0]
     assert (
-        "back to step 8, without the data of the 5 steps since then (rollback 1 of at most 2)" in log.said[0]
+        "back to step 8, without the data of the 5 steps since then (rollback 1 of at most 2)"
+        in log.messages[0]
     )
     assert result.curve[-1]["rollbacks"] == 1 and result.curve[-1]["skipped_steps"] == 5
     # The same weights as of a run that never had those data.
@@ -230,28 +233,28 @@ def test_a_spike_sends_the_run_back_and_its_data_are_skipped(tmp_path, short_win
 
 
 def test_a_run_that_keeps_spiking_stops_after_its_rollbacks(tmp_path, short_window):
-    make_batch, loss, read = poison(set(range(10, 100)), 3.0)
+    make_batch, loss, read = poisoned_data(set(range(10, 100)), 3.0)
     with pytest.raises(RunError, match=r"high in 3 steps in a row.*2 rollbacks have not helped.*diverged"):
         run(tmp_path, make_batch, loss, steps=60, checkpoint_every=4, rollbacks=2)
     assert read == [*range(19)]  # 13 steps, back to 8 and three more, twice
 
 
-def test_gradients_that_stay_not_finite_send_the_run_back_too(tmp_path):
-    make_batch, loss, read = poison(set(range(5, 15)), math.nan)
+def test_gradients_that_stay_not_finite_roll_the_run_back_too(tmp_path):
+    make_batch, loss, read = poisoned_data(set(range(5, 15)), math.nan)
     result = run(tmp_path, make_batch, loss, steps=18, checkpoint_every=2, rollbacks=1)
     assert result.state.skipped == [[4, 11]] and read == [*range(29)]
     assert result.state.not_finite_steps == 0  # of the steps that count
 
 
-def test_without_a_checkpoint_to_go_back_to_a_spike_is_said_and_trained_through(tmp_path, short_window):
-    make_batch, loss, _ = poison({10, 11, 12}, 3.0)
-    log = Listening()
+def test_without_an_earlier_checkpoint_a_spike_is_reported_and_training_continues(tmp_path, short_window):
+    make_batch, loss, _ = poisoned_data({10, 11, 12}, 3.0)
+    log = RecordingLog()
     result = run(tmp_path, make_batch, loss, steps=16, checkpoint_every=100, rollbacks=2, log=log)
     assert result.state.step == 16 and result.state.skipped == []
-    assert [said for said in log.said if "no checkpoint before it" in said]
+    assert [text for text in log.messages if "no checkpoint before it" in text]
 
 
-def test_a_loss_that_lost_the_mask_is_found_out(tmp_path):
+def test_a_loss_that_ignores_the_mask_is_detected(tmp_path):
     def unmasked(model, batch):
         return model(batch.inputs, batch.inputs).sum(), batch.inputs.numel()
 
@@ -267,7 +270,7 @@ def test_a_checkpoint_of_other_data_is_refused_by_name(tmp_path):
         run(tmp_path, identity={"data": "aaa"}, lr=2e-2)
 
 
-def test_a_truncated_checkpoint_is_refused_and_the_one_before_it_taken(tmp_path):
+def test_a_truncated_checkpoint_is_rejected_and_the_previous_one_used(tmp_path):
     whole = run(tmp_path / "whole")
     run(tmp_path / "cut")
     folders = sorted((tmp_path / "cut" / "checkpoints").iterdir())
@@ -287,7 +290,7 @@ def test_with_every_checkpoint_damaged_training_does_not_silently_start_over(tmp
         run(tmp_path)
 
 
-def test_a_full_disk_stops_with_the_last_checkpoint_whole(tmp_path):
+def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint_intact(tmp_path):
     whole = run(tmp_path / "whole", steps=6)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -306,7 +309,7 @@ def test_a_full_disk_stops_with_the_last_checkpoint_whole(tmp_path):
 
 
 def test_batches_may_depend_on_the_weights_and_still_resume(tmp_path):
-    """Reinforcement learning samples with the model as it is, from torch's generator."""
+    """Reinforcement learning samples with the current model, from torch's generator."""
 
     def train_on_own_samples(work):
         model = tiny_model()
@@ -342,8 +345,8 @@ def test_the_best_checkpoint_is_that_of_the_lowest_evaluation(tmp_path):
     assert sorted(f.name for f in (tmp_path / "checkpoints").iterdir()) == ["step-00000004", "step-00000008"]
 
 
-def test_what_is_shown_changes_nothing_of_the_result(tmp_path):
-    plain, log = run(tmp_path / "plain", eval_every=2, evaluate=lambda _: {}), Listening()
+def test_the_display_does_not_change_the_result(tmp_path):
+    plain, log = run(tmp_path / "plain", eval_every=2, evaluate=lambda _: {}), RecordingLog()
     log.enabled = True
     display = Display(
         flops_per_token=1e3, bytes_per_token=4.0, sample=lambda m: [{"prompt": str(m.training)}]
@@ -361,7 +364,7 @@ def test_what_is_shown_changes_nothing_of_the_result(tmp_path):
     assert [json.loads(line)["step"] for line in written] == [2, 4, 6]
 
 
-def test_the_schedule_warms_up_stays_and_decays():
+def test_the_schedule_warms_up_stays_constant_and_decays():
     config = TrainConfig(steps=100, lr=1.0, warmup=0.1, decay=0.2, schedule="wsd")
     rates = [lr_at(config, step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0
@@ -372,6 +375,6 @@ def test_the_schedule_warms_up_stays_and_decays():
     assert lr_at(cosine, 50) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 50 / 99)))
 
 
-def test_a_setting_that_makes_no_sense_is_refused():
+def test_an_invalid_setting_is_refused():
     with pytest.raises(ConfigError, match="zero_stage: 4 is not one of"):
         TrainConfig(zero_stage=4)

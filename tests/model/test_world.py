@@ -1,4 +1,4 @@
-"""What a training process settles for itself before it makes a model."""
+"""What a training process sets up before it creates a model."""
 
 import ctypes
 import subprocess
@@ -23,7 +23,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not glibc")
-def test_freed_memory_is_used_again_without_the_kernel():
+def test_freed_memory_is_reused_without_the_kernel():
     """Pages that the kernel had to clear in ten steps of 24,576 each, once the first steps are done."""
     cleared = {
         way: int(subprocess.check_output([sys.executable, "-c", LIKE_STEPS, way])) for way in ("keep", "give")

@@ -1,4 +1,4 @@
-"""Short trainings with the engine alone, one after another in one process (or one a rank): starting up is what costs.
+"""Short trainings with the engine alone, one after another in one process (or one a rank), to start up only once.
 
     python train_engines.py '[{"span": [0, 4], "load": FOLDER?, "save": FOLDER?, "save_after": 2?, …TrainConfig}, …]'
 

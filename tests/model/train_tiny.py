@@ -1,4 +1,4 @@
-"""A training small enough for a test, as a process of its own: torchrun starts it, kill -9 ends it.
+"""A training small enough for a test, in a process of its own: torchrun starts it, kill -9 ends it.
 
     python train_tiny.py WORK '{"steps": 8, …TrainConfig}' [step to wait at]
 
@@ -19,8 +19,9 @@ from model.data.batch import Batch
 from model.network.config import Config
 from model.network.transformer import Transformer
 from model.run_log import RunLog
+from model.training.stop import Stopped
 from model.training.train_config import TrainConfig
-from model.training.trainer import Stopped, train
+from model.training.trainer import train
 from model.training.world import destroy_distributed, init_distributed
 
 ROWS, SEQ_LEN, VOCAB = 8, 16, 64
