@@ -30,6 +30,8 @@ from core.files import write_atomically
 DECIDES_NOTHING = "code is named here, and no output holds such a name"
 ROOT = Path(__file__).resolve().parent.parent
 MARK = "DECIDES_NOTHING"
+# Of the project. Beside an installed one, in site-packages, every other name is a library's.
+PACKAGES = ("core", "corpus", "model", "evals", "lineage", "resources", "assets", "jobs", "commands")
 DIGITS = 16  # of a file's or a closure's hash, in hex
 # Distributions whose modules have another name; the rest is called like its module, with '-' for '_'.
 DISTRIBUTIONS = {
@@ -73,6 +75,7 @@ class CodeReader:
 
     def __init__(self, root: Path = ROOT, cache: Path | None = None):
         self.root, self._cache_file = Path(root), cache
+        self._installed = self.root.name in ("site-packages", "dist-packages")
         self._by_content: dict[str, list[Any]] = _read_cache(cache) if cache else {}
         self._cached = len(self._by_content)
         self._modules: dict[str, Module] = {}
@@ -134,12 +137,17 @@ class CodeReader:
     def _place(self, name: str) -> str | None:
         if name not in self._places:
             stem = name.replace(".", "/")
-            found = (path for path in (f"{stem}.py", f"{stem}/__init__.py") if (self.root / path).is_file())
-            self._places[name] = next(found, None)
+            places = (f"{stem}.py", f"{stem}/__init__.py") if self._is_own(name.partition(".")[0]) else ()
+            self._places[name] = next((path for path in places if (self.root / path).is_file()), None)
         return self._places[name]
 
+    def _is_own(self, top: str) -> bool:
+        """Whether a top-level name may be the project's. A checkout holds nothing else."""
+        return not self._installed or top in PACKAGES
+
     def _is_library(self, top: str) -> bool:
-        return bool(top) and top not in sys.stdlib_module_names and not (self.root / top).is_dir()
+        own = self._is_own(top) and (self.root / top).is_dir()
+        return bool(top) and top not in sys.stdlib_module_names and not own
 
     def _write_cache(self) -> None:
         if self._cache_file is None or len(self._by_content) == self._cached:

@@ -58,6 +58,21 @@ def test_a_closure_holds_all_imports_but_what_decides_nothing_and_what_only_type
     assert found.libraries == ("numpy", "scikit-learn")
 
 
+def test_an_installed_project_has_the_closure_of_its_checkout(tmp_path: Path):
+    """In site-packages libraries are beside the project's packages, and are no part of it."""
+    for root in ("checkout", "site-packages"):
+        (tmp_path / root / "model").mkdir(parents=True)
+        (tmp_path / root / "model" / "entry.py").write_text("import numpy as np\nfrom model import near\n")
+        (tmp_path / root / "model" / "near.py").write_text("A = 1\n")
+    (tmp_path / "site-packages" / "numpy").mkdir()
+    (tmp_path / "site-packages" / "numpy" / "__init__.py").write_text("from numpy import core\n")
+    checkout, installed = (
+        CodeReader(tmp_path / r).closure(["model.entry"]) for r in ("checkout", "site-packages")
+    )
+    assert installed == checkout
+    assert installed.libraries == ("numpy",)
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from core.code import PACKAGES as OURS
+
 PACKAGES = {  # package -> the extras that it may import from, beside the core of the dependencies
     "core": {"corpus"},
     "corpus": {"corpus", "classifier", "fetch", "ray"},
@@ -56,6 +58,15 @@ def named(declared: dict[str, list[str]], extra: str, follow: bool = False) -> s
         elif follow:
             found |= set().union(*(named(declared, other, follow) for other in ours.split(",")))
     return found
+
+
+def test_every_package_is_installed_and_known_to_the_hash_of_code(root: Path):
+    include = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"][
+        "include"
+    ]
+    assert set(include) == {f"{name}*" for name in OURS}
+    assert all((root / name / "__init__.py").is_file() for name in OURS)
+    assert PACKAGES.keys() == set(OURS)
 
 
 def imported(folder: Path, own: set[str]) -> dict[str, str]:
