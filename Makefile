@@ -17,8 +17,8 @@ setup: .venv/.ready ## install everything into .venv
 demo: setup ## train a small model, from web pages to assistant, and print its family tree
 	@$(BIN)/stemma demo
 
-test: setup ## check style, run the tests: what CI runs
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/python -m pytest
+test: setup ## check style and types, run the tests: what CI runs
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python -m pytest
 
 test-slow: setup ## run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow
