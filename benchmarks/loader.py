@@ -91,12 +91,12 @@ def seconds(
     work: Callable[[int], object], times: int, clock: Callable[[], float] = time.perf_counter
 ) -> float:
     """The median time of one call of work(number)."""
-    taken = []
+    durations = []
     for number in range(times):
         begin = clock()
         work(number)
-        taken.append(clock() - begin)
-    return float(np.median(taken))
+        durations.append(clock() - begin)
+    return float(np.median(durations))
 
 
 def reading(folder: Path) -> None:

@@ -120,8 +120,8 @@ def table(runs: Runs, steps: int, rows: int) -> None:
     """The finished runs of one seed are compared with that seed's AdamW; learning rates are those of the best."""
     print("| optimiser | lr | matrix_lr | steps | tokens | of AdamW's | bits per byte, by seed | mean |")
     print("|---|---|---|---|---|---|---|---|")
-    alike = {dataclasses.replace(run, seed=0) for run in runs.bpb if run.rows == rows}
-    for row in sorted(alike, key=dataclasses.astuple):
+    distinct = {dataclasses.replace(run, seed=0) for run in runs.bpb if run.rows == rows}
+    for row in sorted(distinct, key=dataclasses.astuple):
         found = [b for r, b in sorted(runs.bpb.items(), key=lambda x: x[0].seed) if _same(r, row)]
         print(
             f"| {row.optimizer} | {row.lr:g} | {row.matrix_lr or row.lr:g} | {row.steps:,} | "

@@ -4,7 +4,7 @@
 
 inputs: cleaned_corpus (folders), tokenizer (a folder) and, if documents are to be left out, training_set (a folder).
 Writes a Hugging Face model folder with tokens/ (the shards and their index), curve.jsonl (step, tokens, loss, lr,
-held_out_bpb) and summary.json beside the weights.
+held_out_bpb) and summary.json next to the weights.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def estimate_run(model: Transformer, config: PretrainConfig, world: World) -> tu
     if config.fit:
         config = fit_to_memory(shape, config, config.rows, config.seq_len, world.size, memory)
     expected = estimate(shape, config, config.rows, config.seq_len, world.size)
-    # The trial holds all weights, gradients and moments, as ZeRO 0 does, beside the model itself.
+    # The trial holds all weights, gradients and moments, as ZeRO 0 does, in addition to the model itself.
     if config.zero_stage == 0 and 2 * expected.memory.total <= memory:
         step_seconds = measure_step(model, config, config.rows, config.seq_len, world)
         expected = dataclasses.replace(expected, seconds=config.steps * step_seconds)
@@ -133,9 +133,9 @@ def log_plan(
 
 
 def log_duration(expected: Estimate, seconds: float, log: RunLog) -> None:
-    """Log how long training took, beside what was expected."""
-    beside = f"; expected were {duration(expected.seconds)}" if expected.seconds is not None else ""
-    log.message(f"Trained for {duration(seconds)}{beside}.")
+    """Log how long training took, and what was expected."""
+    estimated = f"; expected were {duration(expected.seconds)}" if expected.seconds is not None else ""
+    log.message(f"Trained for {duration(seconds)}{estimated}.")
 
 
 def bytes_per_token(data: TokenData) -> float:
@@ -156,7 +156,7 @@ def make_batch(loader: Loader, step: int, world: World) -> Batch:
     rows = loader.batch(step, world.share(loader.rows))
     names = ("inputs", "targets", "documents") if rows.documents is not None else ("inputs", "targets")
     tensors = {name: torch.from_numpy(getattr(rows, name)) for name in names}
-    if world.device.type == "cuda":  # a copy from page-locked memory runs beside the computation
+    if world.device.type == "cuda":  # a copy from page-locked memory overlaps with the computation
         tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
     return Batch(tensors.pop("inputs"), tensors.pop("targets"), tensors)
 

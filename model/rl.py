@@ -8,8 +8,8 @@ A step: `prompts` training problems are answered `samples` times each at tempera
 itself is worth 1, anything else 0 (rollouts.py). Then there is one gradient step by GRPO (grpo.py).
 
 What can be learnt: SFT has shown two ways to do a sum, step by step without a tool and by calculator
-(evals/probes.py), the first more often. The model is bad at the first and good at the second; nothing says so but the
-reward (as in ToRL, arXiv 2503.23383). So most of the gain is a better choice between the two, not better arithmetic.
+(evals/probes.py), the first more often. The model is bad at the first and good at the second, and only
+the reward teaches it so (as in ToRL, arXiv 2503.23383). So most of the gain is a better choice, not better arithmetic.
 
 Notable:
 - the stop token is an action like any other: it is scored and rewarded, and an answer that never stops earns nothing;

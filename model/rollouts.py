@@ -1,4 +1,4 @@
-"""The batch of a reinforcement learning step: problems answered by the model as it is, rewarded, and rows made of that.
+"""The batch of a reinforcement learning step: problems, answers of the current model, rewards, and training rows.
 
 Notable:
 - strictly on-policy: answers come from the very weights that the step updates, sampled at temperature 1 from the full

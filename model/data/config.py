@@ -34,7 +34,7 @@ class SplitConfig:
             if not isinstance(weight, int | float) or not (0 <= weight < math.inf):
                 raise ConfigError(f"weights: {name}: {weight} is not a number of times, 0 or more.")
             if name in (self.upsample or {}):
-                raise ConfigError(f"{name} stands in both upsample and weights. Name it in one of them.")
+                raise ConfigError(f"{name} is in both upsample and weights. Name it in one of them.")
 
 
 def check_packing(packing: str) -> None:

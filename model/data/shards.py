@@ -1,4 +1,4 @@
-"""Documents to token shards, and an index of where each one lies.
+"""Documents to token shards, and an index of their positions.
 
 A folder of shards holds shard-00000.bin … (flat little-endian uint16, or uint32 for vocabularies that need it;
 each document's tokens, then the separator <|endoftext|>), index.parquet (one row a document) and manifest.json

@@ -122,7 +122,7 @@ class Checkpoints:
     def raise_failure(self) -> None:
         """Raise the error of this process, or one that refers to another process."""
         raise self._error or CheckpointError(
-            "Another process could not write its part of a checkpoint; its own message says why."
+            "Another process could not write its part of a checkpoint; see its own message."
         )
 
     def close(self) -> None:
@@ -227,7 +227,7 @@ class Checkpoints:
         while not report.exists():
             if report.with_suffix(".failed").exists():
                 raise CheckpointError(
-                    f"Process {rank} could not write its part of {partial}; its own message says why."
+                    f"Process {rank} could not write its part of {partial}; see its own message."
                 )
             if self._ending.is_set() and not shortened:
                 deadline, shortened = min(deadline, time.monotonic() + TIMEOUT_ON_ERROR), True

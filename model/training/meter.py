@@ -36,7 +36,7 @@ SAMPLED = 65_536  # numbers of a matrix that an update ratio looks at: of 2,048 
 
 @dataclass(frozen=True)
 class Display:
-    """What a script wants shown beside the loss. No number of the result depends on it.
+    """What a script shows in addition to the loss. No number of the result depends on it.
 
     sample(model): continuations to read, {"prompt": …, "continuation": …}, on every rank, after each evaluation.
     """
@@ -119,7 +119,7 @@ def peak_memory(device: torch.device) -> float:
 
 
 def peak_flops(device: torch.device, half: bool) -> tuple[float, str]:
-    """The peak FLOP/s of the device, 0 if unknown, and a sentence that says where the number comes from.
+    """The peak FLOP/s of the device, 0 if unknown, and a sentence about the source of the number.
 
     half: a CPU's in bfloat16, not in float32.
     """

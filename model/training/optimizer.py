@@ -143,10 +143,10 @@ class Optimizer(torch.optim.AdamW):
 
     def _batches(self, parts: Iterable[Part]) -> Iterator[list[Part]]:
         """Parts of matrices of one shape, as many as are orthogonalised together."""
-        alike = defaultdict(list)
+        by_shape: dict[torch.Size, list[Part]] = defaultdict(list)
         for part in parts:
-            alike[part.shape].append(part)
-        for shape, same in alike.items():
+            by_shape[part.shape].append(part)
+        for shape, same in by_shape.items():
             n = self.world.size * matrices_at_once(shape)
             yield from (same[i : i + n] for i in range(0, len(same), n))
 

@@ -33,7 +33,7 @@ class Plan:
 
 
 def plan(section: Mapping[str, Any], vocab_size: int, device: str = "H100", devices: int = 1) -> Plan:
-    """The plan of a section `base_model` of params.yaml for so many devices; the corpus is taken to be large enough.
+    """The plan of a section `base_model` of params.yaml for so many devices; the corpus is assumed to be large enough.
 
     Raises ConfigError for a device that is not in MEMORY, and where the model does not fit.
     """

@@ -1,4 +1,4 @@
-"""Where a run stands: with weights and optimiser state it is all that a resumed run needs."""
+"""The state of a run: with weights and optimiser state it is all that a resumed run needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The memory that one training step needs beside weights, gradients and optimiser state.
+"""The memory that one training step needs in addition to weights, gradients and optimiser state.
 
 One forward and backward pass is replayed operation by operation: what each allocates and frees follows from the shape
 of the model, the precision and the settings, in the order of PyTorch's autograd on a CPU. No tensor is created and
@@ -18,7 +18,7 @@ FP32, BF16 = 4, 2  # bytes; weights, gradients and optimiser states are float32 
 
 
 def step_bytes(shape: Config, config: TrainConfig, rows: int, seq_len: int, ranks: int = 1) -> int:
-    """The peak bytes of one micro-batch of `rows` rows, or of the update, beside weights, gradients and moments."""
+    """The peak bytes of one micro-batch of `rows` rows, or of the update, without weights, gradients and moments."""
     blocks, embedding = pass_bytes(
         shape, config.half, config.activation_checkpointing, config.micro_batches > 1, rows, seq_len
     )
@@ -48,9 +48,9 @@ def pass_bytes(
 def _muon_bytes(shape: Config, ranks: int) -> int:
     """What Muon's largest batch of matrices takes in float32; a GPU, which computes in bfloat16, takes less."""
     weights = shape.weight_shapes().items()
-    alike = Counter(size for name, size in weights if name.startswith("layers.") and len(size) == 2)
+    counts = Counter(size for name, size in weights if name.startswith("layers.") and len(size) == 2)
     most = 0
-    for size, count in alike.items():
+    for size, count in counts.items():
         share = min(-(-count // ranks), matrices_at_once(size))
         batch, gram = FP32 * share * math.prod(size), FP32 * share * min(size) ** 2
         # Newton-Schulz holds the batch, x before and after, and two products of its short side; ranks - 1: the

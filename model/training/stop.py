@@ -1,4 +1,4 @@
-"""How a training run is asked to stop: SIGTERM or Ctrl-C, noticed at the end of a step."""
+"""Stopping a training run: SIGTERM or Ctrl-C sets an event, which is checked at the end of a step."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ class Stopped(RunError):
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
     """An event that SIGTERM or SIGINT sets. A second signal has its usual effect. Main thread only; else never set."""
-    asked = threading.Event()
+    requested = threading.Event()
     before: dict[signal.Signals, signal._HANDLER] = {}
 
     def ask(number: int, _frame: FrameType | None) -> None:
-        asked.set()
+        requested.set()
         signal.signal(number, before[signal.Signals(number)])
 
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield asked
+        yield requested
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

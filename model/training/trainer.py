@@ -79,10 +79,10 @@ def train(
     """Train `model` in place for config.steps steps, resuming from a checkpoint in `work` if there is one.
 
     make_batch(n): this rank's rows. loss(model, batch): (sum over supervised tokens, their count); the count must be
-    batch.count, or the loss has lost the mask. identity: what the run depends on besides config (parent model, data,
-    code), as JSON. evaluate(model): metrics to log every eval_every steps and at the end, computed on every rank,
+    batch.count, or the loss has lost the mask. identity: what the run depends on in addition to config (parent
+    model, data, code), as JSON. evaluate(model): metrics to log every eval_every steps and at the end, computed on every rank,
     without gradients or autocast; best: the one of them whose lowest value marks the best checkpoint. display: what
-    to show beside the loss. world: what init_distributed returned, if the caller has called it.
+    to show in addition to the loss. world: what init_distributed returned, if the caller has called it.
 
     Raises Stopped after SIGTERM or SIGINT (a checkpoint is saved), CheckpointError for a checkpoint of another run or
     a full disk, Diverged for a run that diverged.
@@ -97,12 +97,12 @@ def train(
     loop = _Loop(engine, config, make_batch, loss, evaluate, best, display, log, checkpoints, work)
     loop.resume()
     with (
-        stop_signals() as stop_asked,
+        stop_signals() as stop_requested,
         log.progress(config.steps, what, done=loop.state.step, bar_format=BAR_FORMAT) as bar,
     ):
         try:
             while loop.state.step < config.steps:
-                loop.train_step(bar, stop_asked)
+                loop.train_step(bar, stop_requested)
         finally:
             checkpoints.close()
     return TrainResult(loop.state, loop.curve, engine)
@@ -140,14 +140,19 @@ class _Loop:
         self.meter = Meter(self.engine.world, self.display, self.make_batch, peak)
         self.ratios = UpdateRatios(self.engine.module, self.engine.world)
 
-    def train_step(self, bar: tqdm, stop_asked: threading.Event) -> None:
+    def train_step(self, bar: tqdm, stop_requested: threading.Event) -> None:
         """Batch, forward and backward in micro-batches, update, and then what is due after this step."""
         state, world, config = self.state, self.engine.world, self.config
         number = data_step(state.step, state.skipped)
         _seed_generators(world.device, step_seed(config.seed, number, world.rank))
         with self._eager():
             batch = self.make_batch(number)
-        mine = batch.count, batch.inputs.numel(), float(stop_asked.is_set()), float(self.checkpoints.failed)
+        mine = (
+            batch.count,
+            batch.inputs.numel(),
+            float(stop_requested.is_set()),
+            float(self.checkpoints.failed),
+        )
         count, read, stop, failed = world.sum(*mine)
         if failed:
             self.checkpoints.raise_failure()
@@ -271,7 +276,7 @@ class _Loop:
         bar.set_postfix_str(status_line(state.loss, shown), refresh=False)
 
     def _save(self, numbers: dict[str, float], last: bool, stop: bool) -> None:
-        """Start the checkpoint that is due, if one is; wait for it where the run ends. Raises Stopped if asked to."""
+        """Start the checkpoint that is due, if one is; wait for it where the run ends. Raises Stopped if requested."""
         state = self.state
         stable = not (state.high_in_a_row or state.not_finite_in_a_row)
         periodic = stable and state.step % self.config.checkpoint_every == 0
