@@ -80,9 +80,9 @@ def train(
 
     make_batch(n): this rank's rows. loss(model, batch): (sum over supervised tokens, their count); the count must be
     batch.count, or the loss has lost the mask. identity: what the run depends on in addition to config (parent
-    model, data, code), as JSON. evaluate(model): metrics to log every eval_every steps and at the end, computed on every rank,
-    without gradients or autocast; best: the one of them whose lowest value marks the best checkpoint. display: what
-    to show in addition to the loss. world: what init_distributed returned, if the caller has called it.
+    model, data, code), as JSON. evaluate(model): metrics to log every eval_every steps and at the end, computed on
+    every rank, without gradients or autocast; best: the one of them whose lowest value marks the best checkpoint.
+    display: what to show in addition to the loss. world: what init_distributed returned, if the caller has called it.
 
     Raises Stopped after SIGTERM or SIGINT (a checkpoint is saved), CheckpointError for a checkpoint of another run or
     a full disk, Diverged for a run that diverged.
