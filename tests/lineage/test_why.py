@@ -103,6 +103,7 @@ def test_a_kept_page_shows_its_document(corpora):
 def test_why_loads_nothing_of_dvc_dagster_or_training(corpora, root):
     """The answer must take less than a second, and each of these takes longer than that to import."""
     shutil.copy(root / "stemma.py", corpora)
+    shutil.copytree(root / "commands", corpora / "commands")
     heavy = ("dvc", "dagster", "mlflow", "torch", "pandas", "matplotlib", "transformers", "datasets")
     code = f"""
 import sys
