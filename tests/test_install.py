@@ -1,8 +1,10 @@
 """A model folder answers from the core of the dependencies alone, with the same words as from all of them."""
 
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,7 +44,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def inference(project, tmp_path: Path) -> Path:
+def inference(project, tmp_path: Path) -> Iterator[Path]:
     """The bin folder of a virtual environment made by the two commands for inference of docs/dependencies.md."""
     venv = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
@@ -51,7 +53,8 @@ def inference(project, tmp_path: Path) -> Path:
     for wanted in ("torch==2.13.0", project.root):
         done = subprocess.run([*pip, "install", *options, wanted], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-    return venv / "bin"
+    yield venv / "bin"
+    shutil.rmtree(venv)  # over a gigabyte, which pytest would keep for three runs
 
 
 def run(*command: str | Path, cwd: Path) -> str:
