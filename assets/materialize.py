@@ -1,8 +1,9 @@
 """What happens when a stage is materialised, always in this order, around the body that its asset file has.
 
 Take the stage's lock; reuse the version if inputs, code and parameters are as recorded; build the new version in a work
-folder; check it; publish it by rename; let DVC commit it; write its provenance; tell Dagster and MLflow. A step killed
-anywhere in between leaves the old version or the new one, and a re-run ends with the same bytes.
+folder; check it; publish it by rename; let DVC commit it; record it in its MLflow run; write its provenance; report it
+to Dagster. A step killed anywhere in between leaves the old version or the new one, and a re-run ends with the same
+bytes.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from commands.terminal import DISAGREES, FAILED, ROOT, Json, Stages, app, console, out
-from core.errors import WorkspaceError
+from core.errors import ConfigError, WorkspaceError
 from core.files import write_atomically
 
 if TYPE_CHECKING:
@@ -54,9 +54,11 @@ def materialize(
     """
     from corpus.crawl_spec import parse_crawl
     from jobs.run import materialize as run
+    from resources.dvc_ledger import DvcLedger
     from resources.workspace import Workspace
 
     workspace = Workspace(ROOT)
+    DvcLedger(ROOT).chain.require_assets(stages or [])
     if preset:
         for line in workspace.apply_preset(preset):
             console.print(f"params.yaml  {line}")
@@ -71,6 +73,7 @@ def materialize(
 
 @app.command()
 def generate(
+    files: Annotated[list[str] | None, typer.Argument(help="Only these of the files (default: all).")] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing; fail if a file is out of date.")
     ] = False,
@@ -81,14 +84,19 @@ def generate(
     """
     from jobs.generate import generated_files
 
-    files = generated_files(ROOT, app)
-    stale = [path for path in files if not path.exists() or path.read_text("utf-8") != files[path]]
+    found = generated_files(ROOT, app)
+    unknown = {ROOT / name for name in files or []} - set(found)
+    if unknown:
+        known = ", ".join(path.relative_to(ROOT).as_posix() for path in found)
+        raise ConfigError(f"{min(unknown).name} is not a generated file. There are: {known}.")
+    wanted = [ROOT / name for name in files] if files else list(found)
+    stale = [path for path in wanted if not path.exists() or path.read_text("utf-8") != found[path]]
     names = ", ".join(path.relative_to(ROOT).as_posix() for path in stale)
     if check and stale:
         raise WorkspaceError(f"{names}: out of date. Update with 'stemma generate', and commit the result.")
     for path in stale:
         path.parent.mkdir(exist_ok=True)
-        write_atomically(path, files[path])
+        write_atomically(path, found[path])
     if not check:
         console.print(f"Written: {names}" if stale else "All generated files are up to date.")
 
@@ -124,12 +132,19 @@ def plan(
     """Estimate the base model of params.yaml and what its training would take. Writes and trains nothing."""
     import dataclasses
 
+    from core.settings import read_settings
     from model.training.plan import plan as estimate
     from model.training.plan import print_plan
+    from model.vocabulary.config import TokenizerConfig
+    from resources.chain import read_chain
+    from resources.settings_check import check_settings
     from resources.workspace import Workspace
+    from resources.yaml_file import read_yaml
 
     params = Workspace(ROOT).params_with(preset)
-    found = estimate(params["base_model"], params["tokenizer"]["vocab_size"], device, devices)
+    check_settings(read_chain(read_yaml(ROOT / "dvc.yaml"), params), params)
+    vocab_size = read_settings(TokenizerConfig, params["tokenizer"], "tokenizer").vocab_size
+    found = estimate(params["base_model"] or {}, vocab_size, device, devices)
     if as_json:
         print(json.dumps(dataclasses.asdict(found), indent=2))
     else:
@@ -149,7 +164,10 @@ def scaling(
     from resources.launch import TrainingLauncher
     from resources.tracking import MlflowTracker
 
-    wanted = [int(depth) for depth in depths.split(",")]
+    try:
+        wanted = [int(depth) for depth in depths.split(",")]
+    except ValueError:
+        raise ConfigError(f"--depths {depths}: give whole numbers by comma, as in 2,3,4.") from None
     tracker = MlflowTracker(ROOT)
     points, law = train_all(ROOT, TrainingLauncher(root=str(ROOT)), tracker, wanted, ROOT / out_dir)
     print_scaling(points, law, out)

@@ -11,6 +11,8 @@ import typer
 from commands.terminal import DISAGREES, NOT_FOUND, ROOT, Json, app, console, out
 from core.errors import MissingError
 
+MODELS = ("rl_model", "sft_model", "base_model")
+
 
 @app.command()
 def chat(
@@ -22,11 +24,13 @@ def chat(
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 128,
 ) -> None:
     """Talk with a model of the chain. An empty line or Ctrl-D ends it."""
-    from model.conversation import Conversation
-
     folder = Path(model) if Path(model).is_dir() else ROOT / "data" / model
     if not (folder / "config.json").exists():
-        raise MissingError(f"{folder} holds no model. Build it first: stemma materialize {model}")
+        if model in MODELS:
+            raise MissingError(f"{folder} holds no model yet. Build it first: stemma materialize {model}")
+        raise MissingError(f"There is no model '{model}'. Choose {', '.join(MODELS)}, or a model folder.")
+    from model.conversation import Conversation
+
     conversation = Conversation(folder, temperature=temperature, max_new_tokens=max_tokens)
     if prompt is not None:
         print(conversation.ask(prompt))
@@ -51,7 +55,9 @@ def audit(
     ] = "eval_reports",
     as_json: Json = False,
 ) -> None:
-    """Re-hash an asset and all that it was built from, down to the WARC files, and compare the three ledgers.
+    """Hash an asset and all that it was built from again, down to the WARC files, and compare all records of them.
+
+    Compared are files, provenance statements, dvc.lock, Dagster and MLflow.
 
     Trusts nothing: every byte is read again. Exits with 2 and names the file if anything disagrees.
     """

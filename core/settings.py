@@ -1,8 +1,8 @@
 """Settings: a section of params.yaml becomes a frozen dataclass, or one sentence that says what is wrong with it.
 
 A setting is a field of a dataclass: its type is checked by pydantic, its meaning by the class's own __post_init__, and
-a name that there is not is answered with the nearest one that there is. Notable: the same classes give the JSON schema
-of params.yaml (`stemma generate`), with the comment beside a field as its description.
+an unknown name gets the nearest known one as a suggestion. Notable: the same classes give the JSON schema of
+params.yaml (`stemma generate`), with the comment beside a field as its description.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def read_settings(cls: type[T], section: Mapping[str, Any] | None, where: str) -
     from pydantic import ValidationError
 
     if not isinstance(section, Mapping | None):
-        raise ConfigError(f"{where}: expected settings by name, not {section!r}.")
+        raise ConfigError(f"{where}: expected a mapping of settings, not {section!r}.")
     section = dict(section or {})
     check_names(section, names_of(cls), where)
     try:

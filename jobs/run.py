@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assets import STAGES
-from core.errors import RunError
+from core.errors import ConfigError, RunError
 from jobs.status import due
 from resources.dvc_ledger import DvcLedger
 from resources.settings_check import check_settings
@@ -43,8 +43,10 @@ def materialize(
     ledger = DvcLedger(root)
     check_settings(ledger.chain, ledger.workspace.params())
     ledger.check_code()
-    ledger.commit_checks()
+    if not ledger.workspace.params().get("crawls"):
+        raise ConfigError("params.yaml names no crawl. Add one: stemma materialize --crawl NAME=GLOB")
     wanted = ledger.chain.select(names)
+    ledger.commit_checks()
     scope = wanted if only else ledger.chain.with_upstream(wanted)
     scope = [name for name in ledger.chain.stages if name in scope]
     forced = set(wanted) if force else set()

@@ -10,8 +10,8 @@ A stage of dvc.yaml says what it reads, which parameters and which code decide i
       meta: {entries: [model.vocabulary.train], settings: [model.vocabulary.config.TokenizerConfig]}
 
 `meta` is Stemma's own, and DVC leaves it alone: `entries` are the modules that do the work, whose import closure is the
-stage's code (core/code.py), and `settings` the dataclasses that check its section of params.yaml. A stage whose output
-DVC does not version is a check, not an asset. A test holds this reading to DVC's own.
+stage's code (core/code.py), and `settings` what checks its section of params.yaml (a dataclass, or for a crawl a
+function). A stage whose output DVC does not version is a check, not an asset. A test compares this parser with DVC's.
 """
 
 from __future__ import annotations
@@ -47,17 +47,21 @@ class Stage:
     out: str
     versioned: bool  # whether DVC keeps its output
     entries: tuple[str, ...] = ()  # modules that do the work
-    settings: tuple[str, ...] = ()  # dotted names of the classes that check its parameters
+    settings: tuple[str, ...] = ()  # dotted names of what checks its parameters
     param_values: Mapping[str, Any] = field(hash=False, default_factory=dict)  # of params.yaml
     code_params: Mapping[str, Any] = field(hash=False, default_factory=dict)  # of code.yaml
 
 
 @dataclass(frozen=True)
-class Section:
-    """A section of params.yaml that belongs to one asset, also where that has no partition yet."""
+class Declaration:
+    """What dvc.yaml says of an asset, also where it has no partition yet."""
 
     desc: str
-    settings: tuple[str, ...]  # dotted names of the classes that check it
+    entries: tuple[str, ...]  # modules that do the work
+    settings: tuple[
+        str, ...
+    ]  # dotted names of what checks its settings: dataclasses, or a function for a crawl's
+    has_section: bool  # whether a section of params.yaml is its own
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Chain:
     """All stages, and every question about how they are connected."""
 
     every: Mapping[str, Stage]  # checks too, in the order of dvc.yaml
-    sections: Mapping[str, Section]  # by asset
+    declared: Mapping[str, Declaration]  # by asset, without the checks
 
     @cached_property
     def stages(self) -> dict[str, Stage]:
@@ -98,11 +102,20 @@ class Chain:
         wanted = list(names or self.assets)
         for name in wanted:
             if name not in self.stages and name not in self.assets:
-                raise WorkspaceError(
-                    f"There is no asset '{name}'. There are: {', '.join(self.assets)}."
-                    f"{nearest(name, [*self.assets, *self.stages])}"
-                )
+                raise self._unknown(name)
         return [name for name, stage in self.stages.items() if name in wanted or stage.asset in wanted]
+
+    def require_assets(self, names: Iterable[str]) -> None:
+        """Raise WorkspaceError for a name whose asset dvc.yaml does not declare; its partition may be new."""
+        for name in names:
+            if name.partition("@")[0] not in self.declared:
+                raise self._unknown(name)
+
+    def _unknown(self, name: str) -> WorkspaceError:
+        return WorkspaceError(
+            f"There is no asset '{name}'. There are: {', '.join(self.declared)}."
+            f"{nearest(name, [*self.declared, *self.stages])}"
+        )
 
     def inputs(self, name: str) -> list[Stage]:
         """The stages whose outputs this one reads directly."""
@@ -154,7 +167,7 @@ def read_chain(
     """The chain of a dvc.yaml, with its parameters from params.yaml and code.yaml.
 
     Understands `foreach` over a mapping or a list, ${key}, ${item} and ${names of params.yaml}. Raises WorkspaceError
-    for anything else that DVC would understand (matrix, wdir, vars), and for a stage without exactly one output.
+    for what else DVC has (matrix, wdir, vars), and for a stage without exactly one output.
     """
     plain: list[tuple[str, str, str | None, str, Mapping[str, Any]]] = []
     for asset, body in (document.get("stages") or {}).items():
@@ -174,16 +187,26 @@ def read_chain(
             plain.append((f"{asset}@{key}", asset, str(key), str(body["do"]["cmd"]), filled))
     outs = [_path_of(out) for _, _, _, _, body in plain for out in body.get("outs", [])]
     values = {PARAMS_FILE: params, CODE_FILE: code or {}}
-    return Chain({entry[0]: _stage(*entry, outs, values) for entry in plain}, _sections(document))
+    return Chain({entry[0]: _stage(*entry, outs, values) for entry in plain}, _declarations(document))
 
 
-def _sections(document: Mapping[str, Any]) -> dict[str, Section]:
-    bodies = {asset: body.get("do", body) for asset, body in (document.get("stages") or {}).items()}
-    return {
-        asset: Section(str(body.get("desc", "")), tuple((body.get("meta") or {}).get("settings", ())))
-        for asset, body in bodies.items()
-        if asset in body.get("params", [])
-    }
+def _declarations(document: Mapping[str, Any]) -> dict[str, Declaration]:
+    found = {}
+    for asset, outer in (document.get("stages") or {}).items():
+        body = outer.get("do", outer)
+        meta = body.get("meta") or {}
+        if all(map(_is_versioned, body.get("outs", []))):
+            found[asset] = Declaration(
+                desc=str(body.get("desc", "")),
+                entries=tuple(meta.get("entries", ())),
+                settings=tuple(meta.get("settings", ())),
+                has_section=asset in body.get("params", []),
+            )
+    return found
+
+
+def _is_versioned(out: str | Mapping[str, Any]) -> bool:
+    return isinstance(out, str) or bool(next(iter(out.values())).get("cache", True))
 
 
 def _stage(
@@ -216,7 +239,7 @@ def _stage(
         code_deps=tuple(d for d in deps if not is_data[d]),
         params=tuple(n for file in names.values() for n in file),
         out=_path_of(mine[0]),
-        versioned=isinstance(mine[0], str) or next(iter(mine[0].values())).get("cache", True),
+        versioned=_is_versioned(mine[0]),
         entries=tuple(meta.get("entries", ())),
         settings=tuple(meta.get("settings", ())),
         param_values=_found(names[PARAMS_FILE], values[PARAMS_FILE]),

@@ -37,8 +37,8 @@ def render_code(root: Path, chain: Chain, params: Mapping[str, Any]) -> str:
     """What code.yaml should hold for the present code. Raises ConfigError, DataError."""
     reader, strict = CodeReader(root, root / CODE_CACHE), libraries_decide(params)
     lines = [HEAD]
-    for asset in chain.assets:
-        closure = reader.closure(chain.partitions(asset)[0].entries)
+    for asset, declared in chain.declared.items():
+        closure = reader.closure(declared.entries)
         versions = library_versions(closure.libraries) if strict else None
         lines += [f"{asset}:", f'  version: "{closure.hash(versions)}"', "  files:"]
         lines += [f'    {path}: "{digest}"' for path, digest in closure.files.items()]
@@ -64,7 +64,7 @@ def check_code(root: Path, chain: Chain, params: Mapping[str, Any]) -> None:
 
     A chain whose stages name no entry modules has no code.yaml and needs none.
     """
-    if not any(stage.entries for stage in chain.stages.values()):
+    if not any(declared.entries for declared in chain.declared.values()):
         return
     path = root / CODE_FILE
     wanted, found = render_code(root, chain, params), path.read_text("utf-8") if path.is_file() else ""

@@ -28,21 +28,24 @@ SCHEMA_FILE = "params.schema.json"
 
 def check_settings(chain: Chain, params: Mapping[str, Any]) -> None:
     """Check every section of params.yaml. Raises ConfigError for the first setting that cannot be used."""
-    check_names(params, [CHAIN, CRAWLS, *chain.sections], "params.yaml")
+    own = {asset: found for asset, found in chain.declared.items() if found.has_section}
+    check_names(params, [CHAIN, CRAWLS, *own], "params.yaml")
     libraries_decide(params)
     for stage in chain.stages.values():
-        if stage.asset not in chain.sections:  # its settings are those of one crawl
+        if stage.asset not in own:  # its settings are those of one crawl
             for check in map(_named, stage.settings):
                 check(stage.partition, (params.get(CRAWLS) or {}).get(stage.partition))
-    for name, section in chain.sections.items():
-        if section.settings:
-            check_section(name, [_named(setting) for setting in section.settings], params.get(name))
+    for name, declared in own.items():
+        if name not in params:
+            raise ConfigError(f"params.yaml has no section '{name}'. Add '{name}: {{}}' for the defaults.")
+        if declared.settings:
+            check_section(name, [_named(setting) for setting in declared.settings], params[name])
 
 
 def check_section(name: str, classes: list[Any], section: Mapping[str, Any] | None) -> None:
     """Check a section of params.yaml against the classes that share it. Raises ConfigError."""
     if not isinstance(section, Mapping | None):
-        raise ConfigError(f"params.yaml, {name}: expected settings by name, not {section!r}.")
+        raise ConfigError(f"params.yaml, {name}: expected a mapping of settings, not {section!r}.")
     given = section or {}
     check_names(given, dict.fromkeys(n for cls in classes for n in names_of(cls)), name)
     for cls in classes:
@@ -70,7 +73,9 @@ def params_schema(chain: Chain, sources: Mapping[str, type]) -> str:
             },
         },
     }
-    for asset, section in chain.sections.items():
+    for asset, section in chain.declared.items():
+        if not section.has_section:
+            continue
         fields: dict[str, Any] = {}
         for cls in map(_named, section.settings):
             fields |= _fields(cls, definitions)

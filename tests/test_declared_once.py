@@ -199,3 +199,26 @@ def test_every_preset_passes_the_check_and_the_schema(root: Path, preset):
     params = Workspace(root).params_with(preset)
     check_settings(read_chain(read_yaml(root / "dvc.yaml"), params), params)
     jsonschema.validate(params, json.loads((root / "params.schema.json").read_text()))
+
+
+def test_a_project_without_crawls_has_the_same_code_versions_and_says_what_is_missing(project):
+    from resources.workspace import Workspace
+
+    Workspace(project.root).drop_crawl("sample")
+    project.stemma("generate", "code.yaml", "--check")
+    done = project.stemma("materialize", code=1)
+    assert "params.yaml names no crawl" in done.stderr and "--crawl" in done.stderr
+    assert not (project.root / "dvc.lock").exists(), "nothing is written before the checks"
+
+
+def test_a_mistyped_asset_changes_no_file(project):
+    before = (project.root / "params.yaml").read_text()
+    done = project.stemma("materialize", "tokeniser", "--preset", "gpt2-124M", code=1)
+    assert "Did you mean tokenizer?" in done.stderr
+    assert (project.root / "params.yaml").read_text() == before and not (project.root / "dvc.lock").exists()
+
+
+def test_a_missing_section_is_found_before_anything_runs(root: Path):
+    params = {name: value for name, value in read_yaml(root / "params.yaml").items() if name != "rl_model"}
+    with pytest.raises(ConfigError, match=r"params\.yaml has no section 'rl_model'"):
+        check_settings(read_chain(read_yaml(root / "dvc.yaml"), params), params)

@@ -39,7 +39,10 @@ def plan(section: Mapping[str, Any], vocab_size: int, device: str = "H100", devi
     """
     device = device.replace("-", " ")
     if device not in MEMORY:
-        raise ConfigError(f"{device}: not one of {', '.join(MEMORY)}, whose memory and peak are known here.")
+        known = ", ".join(name.replace(" ", "-") for name in MEMORY)
+        raise ConfigError(
+            f"There is no device '{device}' whose memory and peak are known here. Choose {known}."
+        )
     config = read_settings(PretrainConfig, section, "base_model")
     shape = config.shape(vocab_size)
     config = config.with_scaling_recipe(shape, None)
@@ -56,18 +59,21 @@ def print_plan(plan: Plan, device: str, devices: int, console: Console) -> None:
 
     shape, config, expected = plan.shape, plan.config, plan.expected
     memory = expected.memory
+    rates = f"{config.lr:.2g}"
+    if config.optimizer == "muon" and config.matrix_lr:
+        rates = f"{config.matrix_lr:.2g} (Muon), {config.lr:.2g} (AdamW)"
     table = Table(show_header=False, box=None, padding=(0, 2))
     for name, value in {
         "model": f"{expected.parameters:,} parameters: {shape.n_layer} layers, {shape.d_model:,} wide, {shape.n_head} "
-        f"query and {shape.n_kv_head} key heads of {shape.head_dim}, vocabulary {shape.vocab_size:,}",
+        f"query and {shape.n_kv_head} KV heads of {shape.head_dim}, vocabulary {shape.vocab_size:,}",
         "training": f"{expected.tokens:,} tokens: {expected.steps:,} steps of {config.batch_tokens:,}; "
-        f"{config.optimizer}, rate {config.lr:.2g}, weight decay {config.weight_decay:.2g}",
-        "operations": f"{expected.flops:.2g} FLOPs, {expected.flops_per_token:.2g} a token",
+        f"{config.optimizer}, learning rate {rates}, weight decay {config.weight_decay:.2g}",
+        "compute": f"{expected.flops:.2g} FLOPs, {expected.flops_per_token:.2g} per token",
         "hardware": f"{devices} × {device}, ZeRO {config.zero_stage}, {config.micro_batches} micro-batches"
-        + (", activations computed twice" if config.activation_checkpointing else ""),
-        "memory": f"{size(memory.total)} a device: weights {size(memory.weights)}, gradients "
-        f"{size(memory.gradients)}, optimiser {size(memory.optimizer)}, step {size(memory.activations)}",
-        "time": f"{duration(expected.seconds or 0.0)} at the usual share of the peak (45 %)",
+        + (", activation checkpointing" if config.activation_checkpointing else ""),
+        "memory": f"{size(memory.total)} per device: weights {size(memory.weights)}, gradients "
+        f"{size(memory.gradients)}, optimizer {size(memory.optimizer)}, activations {size(memory.activations)}",
+        "time": f"{duration(expected.seconds or 0.0)} at {100 * USUAL_MFU:.0f} % MFU",
     }.items():
         table.add_row(f"[bold]{name}[/]", value)
     console.print(table)
