@@ -9,4 +9,5 @@ from assets.sft_model import sft_model
 from assets.tokenizer import tokenizer
 from assets.training_set import training_set
 
+DECIDES_NOTHING = "a list of the stages"
 STAGES = (raw_crawl, cleaned_corpus, training_set, tokenizer, base_model, sft_model, rl_model, eval_reports)

@@ -30,6 +30,7 @@ from resources.dvc_ledger import DvcLedger
 from resources.engine import ExecutionEngine
 from resources.git import git_state
 from resources.launch import TrainingLauncher
+from resources.settings_check import check_settings
 from resources.tracked_run import TrackedRun
 from resources.tracking import MlflowTracker
 
@@ -55,6 +56,7 @@ class Materialization:
 
     def run(self, force: bool) -> Events:
         """Yield what Dagster is to record. Raises dagster.Failure, and the StemmaErrors of ledger and body."""
+        check_settings(self.ledger.chain, self.ledger.workspace.params())
         self.ledger.check_code()
         with self.ledger.workspace.lock(self.name):
             reasons = self.ledger.changes(self.name)

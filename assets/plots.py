@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+DECIDES_NOTHING = "pictures for people"
+
 SIZE = (6.0, 2.6)  # inches; at 100 dpi some 20 kB a picture
 COLOURS = ("#3b5bdb", "#e8590c", "#2b8a3e", "#862e9c")
 LEFT: dict[str, Any] = {"fontsize": 8, "loc": "left"}

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from resources.tracked_run import TrackedRun
     from resources.workspace import Workspace
 
+DECIDES_NOTHING = "what a stage gets and gives, not what it does"
+
 
 @dataclass
 class Evidence:

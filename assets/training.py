@@ -14,6 +14,8 @@ from assets.stage import Evidence, StageRun
 if TYPE_CHECKING:
     from resources.tracked_run import TrackedRun
 
+DECIDES_NOTHING = "evidence and checks of a finished training"
+
 NOT_CONTAMINATED = {"not_contaminated": "Nothing that was trained on covers an example of an evaluation set."}
 TRAINED = {"trained": "Steps were taken, and no step had a loss that was not finite."}
 

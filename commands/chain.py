@@ -54,11 +54,16 @@ def materialize(
     """
     from corpus.crawl_spec import parse_crawl
     from jobs.run import materialize as run
-    from resources.dvc_ledger import DvcLedger
+    from resources.chain import read_chain
+    from resources.settings_check import check_settings
     from resources.workspace import Workspace
+    from resources.yaml_file import read_yaml
 
     workspace = Workspace(ROOT)
-    DvcLedger(ROOT).chain.require_assets(stages or [])
+    params = workspace.params_with(preset)
+    chain = read_chain(read_yaml(ROOT / "dvc.yaml"), params)
+    chain.require_assets(stages or [])
+    check_settings(chain, params)  # before params.yaml is written
     if preset:
         for line in workspace.apply_preset(preset):
             console.print(f"params.yaml  {line}")
@@ -90,7 +95,7 @@ def generate(
         known = ", ".join(path.relative_to(ROOT).as_posix() for path in found)
         raise ConfigError(f"{min(unknown).name} is not a generated file. There are: {known}.")
     wanted = [ROOT / name for name in files] if files else list(found)
-    stale = [path for path in wanted if not path.exists() or path.read_text("utf-8") != found[path]]
+    stale = [path for path in wanted if not path.exists() or path.read_bytes() != found[path].encode()]
     names = ", ".join(path.relative_to(ROOT).as_posix() for path in stale)
     if check and stale:
         raise WorkspaceError(f"{names}: out of date. Update with 'stemma generate', and commit the result.")

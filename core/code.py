@@ -43,7 +43,6 @@ DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }
-_CACHE_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,9 @@ class CodeReader:
         libraries: set[str] = set()
         seen: set[str] = set()
         waiting = [self._entry(name) for name in entries]
+        for path in waiting:
+            if self.module(path).decides_nothing:
+                raise DataError(f"{path}: an entry of dvc.yaml cannot have {MARK}. Remove one of the two.")
         while waiting:
             path = waiting.pop()
             if path in seen:
@@ -137,7 +139,7 @@ class CodeReader:
     def _place(self, name: str) -> str | None:
         if name not in self._places:
             stem = name.replace(".", "/")
-            places = (f"{stem}.py", f"{stem}/__init__.py") if self._is_own(name.partition(".")[0]) else ()
+            places = (f"{stem}/__init__.py", f"{stem}.py") if self._is_own(name.partition(".")[0]) else ()
             self._places[name] = next((path for path in places if (self.root / path).is_file()), None)
         return self._places[name]
 
@@ -146,7 +148,7 @@ class CodeReader:
         return not self._installed or top in PACKAGES
 
     def _is_library(self, top: str) -> bool:
-        own = self._is_own(top) and (self.root / top).is_dir()
+        own = self._place(top) is not None
         return bool(top) and top not in sys.stdlib_module_names and not own
 
     def _write_cache(self) -> None:
@@ -197,10 +199,20 @@ def _imports(node: ast.AST) -> Iterator[str]:
             base = "." * child.level + (child.module or "")
             separator = "" if base.endswith(".") or not base else "."
             yield from (base + separator + alias.name for alias in child.names)
+        elif (name := _found_spec(child)) is not None:
+            yield name
         elif _is_type_checking(child):
             yield from _imports(ast.Module(child.orelse, []))  # type: ignore[attr-defined]
         else:
             yield from _imports(child)
+
+
+def _found_spec(node: ast.AST) -> str | None:
+    """The module that `find_spec("name")` looks for: a library of which the code reads data without importing it."""
+    if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) == "find_spec":
+        first = node.args[0] if node.args else None
+        return first.value if isinstance(first, ast.Constant) and isinstance(first.value, str) else None
+    return None
 
 
 def _is_type_checking(node: ast.AST) -> bool:
@@ -262,13 +274,16 @@ def _without_docstring(body: list[ast.stmt]) -> list[ast.stmt]:
     return body[1:] if is_docstring else body
 
 
-def _format() -> list[int]:
-    return [_CACHE_FORMAT, *sys.version_info[:2]]
+def _format() -> list[Any]:
+    """What cached hashes depend on: how this file computes them, and the Python that parses."""
+    return [hashlib.sha256(Path(__file__).read_bytes()).hexdigest(), *sys.version_info[:2]]
 
 
 def _read_cache(path: Path) -> dict[str, list[Any]]:
     with suppress(OSError, ValueError, KeyError, TypeError):
         content = json.loads(path.read_text("utf-8"))
         if content["format"] == _format():
-            return dict(content["files"])
+            return {
+                str(key): [str(h), list(names), bool(m)] for key, (h, names, m) in content["files"].items()
+            }
     return {}

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from corpus.crawl_spec import SOURCES
-from resources.chain import CODE_FILE
+from resources.chain import CODE_FILE, read_chain
 from resources.code_versions import render_code
-from resources.dvc_ledger import DvcLedger
 from resources.settings_check import SCHEMA_FILE, params_schema
+from resources.workspace import Workspace
+from resources.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from typer import Typer
@@ -19,10 +20,11 @@ COMMANDS_PAGE = Path("docs", "commands.md")
 
 def generated_files(root: Path, app: Typer) -> dict[Path, str]:
     """What each generated file should hold, by path: code versions, the schema of params.yaml, the commands' help."""
-    ledger = DvcLedger(root)
+    params = Workspace(root).params()
+    chain = read_chain(read_yaml(root / "dvc.yaml"), params)  # without code.yaml, which may be damaged
     return {
-        root / CODE_FILE: render_code(root, ledger.chain, ledger.workspace.params()),
-        root / SCHEMA_FILE: params_schema(ledger.chain, SOURCES),
+        root / CODE_FILE: render_code(root, chain, params),
+        root / SCHEMA_FILE: params_schema(chain, SOURCES),
         root / COMMANDS_PAGE: commands_page(app),
     }
 

@@ -134,4 +134,7 @@ def _sentence(failure: Any, step: str) -> str:
         error = error.cause
     description = failure.user_failure_data.description if failure.user_failure_data else None
     message = error.message.strip()
-    return f"{step} failed: {description or message.removeprefix(f'{error.cls_name}: ')}"
+    module, found, rest = message.partition(f"{error.cls_name}: ")  # 'core.errors.WorkspaceError: …'
+    if found and " " not in module:
+        message = rest
+    return f"{step} failed: {description or message}"

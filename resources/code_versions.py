@@ -52,6 +52,8 @@ def render_code(root: Path, chain: Chain, params: Mapping[str, Any]) -> str:
 def libraries_decide(params: Mapping[str, Any]) -> bool:
     """Whether another version of a library makes a stage stale: `chain.stale_on_library_change`, off by default."""
     section = params.get("chain") or {}
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"params.yaml, chain: expected a mapping of settings, not {section!r}.")
     check_names(section, [LIBRARIES_DECIDE], "chain")
     value = section.get(LIBRARIES_DECIDE, False)
     if not isinstance(value, bool):

@@ -26,7 +26,7 @@ from resources.chain import CODE_FILE, Chain, Stage, read_chain
 from resources.code_versions import check_code, code_reader
 from resources.dvc_hashes import dir_md5
 from resources.dvc_lock import LockFile, code_version, recorded_code_version
-from resources.workspace import Workspace
+from resources.workspace import Workspace, check_crawl_name
 from resources.yaml_file import read_yaml
 
 if TYPE_CHECKING:
@@ -194,6 +194,7 @@ class DvcLedger:
 
         Returns the folders removed. Naming the crawl again and `dvc checkout` brings it back.
         """
+        check_crawl_name(crawl)
         folders = [p for p in self._crawl_folders(crawl) if p.exists()]
         if not folders and crawl not in (self.workspace.params().get("crawls") or {}):
             raise WorkspaceError(f"There is no crawl '{crawl}', neither in params.yaml nor in data/.")

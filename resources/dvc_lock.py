@@ -151,15 +151,24 @@ def recorded_code_version(lock: LockFile, chain: Chain, name: str) -> str | None
 
 
 def cache_folder(root: Path) -> Path:
-    """The folder of DVC's cache: `cache.dir` of its configuration (user, project, this copy), or its default."""
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    """The folder of DVC's cache: `cache.dir` of its configuration (system, user, project, copy), or its default."""
+    users = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config", "dvc")
+    systems = Path((os.environ.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":")[0], "dvc")
+    folders = [
+        os.environ.get("DVC_SYSTEM_CONFIG_DIR") or systems,
+        os.environ.get("DVC_GLOBAL_CONFIG_DIR") or users,
+    ]
     found = None
-    for place in (home / "dvc" / "config", root / ".dvc" / "config", root / ".dvc" / "config.local"):
+    for place in (
+        *(Path(f, "config") for f in folders),
+        root / ".dvc" / "config",
+        root / ".dvc" / "config.local",
+    ):
         settings = configparser.ConfigParser(interpolation=None)
         with suppress(configparser.Error):
             # DVC indents its keys, which configparser would read as continued lines.
             text = place.read_text("utf-8") if place.is_file() else ""
             settings.read_string("\n".join(line.strip() for line in text.splitlines()))
             if folder := settings.get("cache", "dir", fallback=None):
-                found = place.parent / folder
+                found = place.parent / os.path.expanduser(folder)
     return found or root / ".dvc" / "cache"

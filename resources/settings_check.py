@@ -21,6 +21,7 @@ from core.errors import ConfigError
 from core.settings import check_names, names_of, read_settings
 from resources.chain import Chain
 from resources.code_versions import LIBRARIES_DECIDE, libraries_decide
+from resources.workspace import check_crawl_name
 
 CRAWLS, CHAIN = "crawls", "chain"  # sections of params.yaml that belong to no single stage
 SCHEMA_FILE = "params.schema.json"
@@ -31,6 +32,8 @@ def check_settings(chain: Chain, params: Mapping[str, Any]) -> None:
     own = {asset: found for asset, found in chain.declared.items() if found.has_section}
     check_names(params, [CHAIN, CRAWLS, *own], "params.yaml")
     libraries_decide(params)
+    for crawl in _mapping(params.get(CRAWLS), CRAWLS):
+        check_crawl_name(str(crawl))
     for stage in chain.stages.values():
         if stage.asset not in own:  # its settings are those of one crawl
             for check in map(_named, stage.settings):
@@ -38,8 +41,12 @@ def check_settings(chain: Chain, params: Mapping[str, Any]) -> None:
     for name, declared in own.items():
         if name not in params:
             raise ConfigError(f"params.yaml has no section '{name}'. Add '{name}: {{}}' for the defaults.")
-        if declared.settings:
-            check_section(name, [_named(setting) for setting in declared.settings], params[name])
+        classes = [_named(setting) for setting in declared.settings if "=" not in setting]
+        if classes:
+            check_section(name, classes, params[name])
+        for key, _, nested in (setting.partition("=") for setting in declared.settings):
+            if nested:
+                read_settings(_named(nested), (params[name] or {}).get(key), f"{name}.{key}")
 
 
 def check_section(name: str, classes: list[Any], section: Mapping[str, Any] | None) -> None:
@@ -77,8 +84,12 @@ def params_schema(chain: Chain, sources: Mapping[str, type]) -> str:
         if not section.has_section:
             continue
         fields: dict[str, Any] = {}
-        for cls in map(_named, section.settings):
-            fields |= _fields(cls, definitions)
+        for key, _, nested in (setting.partition("=") for setting in section.settings):
+            if nested:
+                inner = _fields(_named(nested), definitions)
+                fields[key] |= {"type": "object", "additionalProperties": False, "properties": inner}
+            else:
+                fields |= _fields(_named(key), definitions)
         properties[asset] = {
             "description": section.desc,
             "type": ["object", "null"],
@@ -94,6 +105,12 @@ def params_schema(chain: Chain, sources: Mapping[str, type]) -> str:
         **({"$defs": definitions} if definitions else {}),
     }
     return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
+
+
+def _mapping(value: Any, name: str) -> Mapping[Any, Any]:
+    if not isinstance(value, Mapping | None):
+        raise ConfigError(f"params.yaml, {name}: expected a mapping of settings, not {value!r}.")
+    return value or {}
 
 
 def _named(name: str) -> Callable[..., Any]:

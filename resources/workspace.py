@@ -32,6 +32,14 @@ from resources.yaml_file import parse_yaml, read_yaml
 CRAWL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
+def check_crawl_name(name: str) -> None:
+    """Raise WorkspaceError for a name that DVC could not carry or that is not one folder."""
+    if not CRAWL_NAME.fullmatch(name):
+        raise WorkspaceError(
+            f"'{name}' cannot name a crawl: use letters, digits, '-' and '_', as in CC-MAIN-2026-45."
+        )
+
+
 class Workspace:
     """The folder that holds dvc.yaml, and what is in it."""
 
@@ -77,10 +85,7 @@ class Workspace:
 
     def set_crawl(self, name: str, spec: Mapping[str, Any]) -> bool:
         """Name a crawl in params.yaml, comments kept. Returns whether the file changed."""
-        if not CRAWL_NAME.fullmatch(name):
-            raise WorkspaceError(
-                f"'{name}' cannot name a crawl: use letters, digits, '-' and '_', as in CC-MAIN-2026-45."
-            )
+        check_crawl_name(name)
 
         def put(params: dict[str, Any]) -> None:
             if not params.get("crawls"):

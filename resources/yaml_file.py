@@ -10,9 +10,12 @@ from core.errors import WorkspaceError
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file as plain values. Raises FileNotFoundError, and WorkspaceError for what is not YAML."""
-    text = path.read_text(encoding="utf-8")
+    content = path.read_bytes()
     try:
-        return parse_yaml(text)
+        found = parse_yaml(content.decode("utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"expected names with values, not {found!r}")
+        return found
     except Exception as error:
         raise WorkspaceError(
             f"{path.name} is not valid YAML: {error}. Correct that place and run again."

@@ -179,6 +179,12 @@ def test_the_setting_for_libraries_puts_their_versions_into_the_code_version(sou
             r"params\.yaml: there is no setting called evalreports\. Did you mean eval_reports\?",
         ),
         ("crawls", {"news": {"source": "wark"}}, r"crawls\.news: the source is 'wark'"),
+        (
+            "sft_model",
+            {"mixture": {"worked_sums": 1}},
+            r"sft_model\.mixture: there is no setting called worked_sums",
+        ),
+        ("sft_model", {"worked": 1}, r"sft_model: there is no setting called worked"),
         ("chain", {"stale": True}, "there is no setting called stale"),
     ],
 )
@@ -222,3 +228,44 @@ def test_a_missing_section_is_found_before_anything_runs(root: Path):
     params = {name: value for name, value in read_yaml(root / "params.yaml").items() if name != "rl_model"}
     with pytest.raises(ConfigError, match=r"params\.yaml has no section 'rl_model'"):
         check_settings(read_chain(read_yaml(root / "dvc.yaml"), params), params)
+
+
+@pytest.mark.parametrize("name", ["../tokenizer", "a/b", "a.b", "", "a@b"])
+def test_a_crawl_whose_name_is_a_path_is_refused_everywhere(root: Path, name):
+    params = read_yaml(root / "params.yaml")
+    params["crawls"] = {name: {"source": "sample"}}
+    with pytest.raises(WorkspaceError, match="cannot name a crawl"):
+        check_settings(read_chain(read_yaml(root / "dvc.yaml"), params), params)
+    with pytest.raises(WorkspaceError, match="cannot name a crawl"):
+        DvcLedger(root).retire_crawl(name)
+
+
+def test_a_conflict_in_code_yaml_is_refused_and_generate_resolves_it(project):
+    path = project.root / "code.yaml"
+    good = path.read_text()
+    path.write_text(f"<<<<<<< HEAD\n{good}=======\n{good}>>>>>>> branch\n")
+    assert "code.yaml" in project.stemma("status", code=1).stderr
+    project.stemma("generate", "code.yaml")
+    assert path.read_text() == good
+
+
+def test_a_run_from_the_ui_checks_all_settings_too(project):
+    """As `dagster asset materialize` and the Launchpad do: not through the command line of Stemma."""
+    from resources.workspace import Workspace
+
+    Workspace(project.root)._edit_params(lambda params: params["rl_model"].update(learnrate=3))
+    (project.root / ".dagster").mkdir()
+    command = (
+        "dagster",
+        "asset",
+        "materialize",
+        "--select",
+        "raw_crawl",
+        "--partition",
+        "sample",
+        "-m",
+        "definitions",
+    )
+    done = project.run("env", f"DAGSTER_HOME={project.root / '.dagster'}", *command, code=None)
+    assert done.returncode != 0 and "there is no setting called learnrate" in done.stdout + done.stderr
+    assert not (project.root / "data" / "raw_crawl").exists()
