@@ -14,7 +14,7 @@ import inspect
 import json
 import re
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from core.errors import ConfigError
@@ -113,7 +113,7 @@ def _mapping(value: Any, name: str) -> Mapping[Any, Any]:
     return value or {}
 
 
-def _named(name: str) -> Callable[..., Any]:
+def _named(name: str) -> Any:
     module, _, attribute = name.rpartition(".")
     return getattr(importlib.import_module(module), attribute)
 
