@@ -79,10 +79,6 @@ class Workspace:
             )
         return dict(params[asset] or {})
 
-    def stage_params(self, stage: Any) -> dict[str, Any]:
-        """The settings of a DvcLedger stage: its section of params.yaml, or its crawl's spec."""
-        return self.section(stage.name)
-
     def set_crawl(self, name: str, spec: Mapping[str, Any]) -> bool:
         """Name a crawl in params.yaml, comments kept. Returns whether the file changed."""
         check_crawl_name(name)
